@@ -1,0 +1,1 @@
+"""The course's tool: authoring, sandbox, grading and reporting (console command `attn`)."""

@@ -1,0 +1,1 @@
+"""From sources to what students and readers get, and the author's judge."""

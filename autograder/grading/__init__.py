@@ -1,0 +1,1 @@
+"""Collect, run, score and record submissions."""

@@ -1,0 +1,1 @@
+"""Feedback, class report and exports."""

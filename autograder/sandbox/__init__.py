@@ -1,0 +1,1 @@
+"""Everything that touches student code; imports neither suites nor solutions."""

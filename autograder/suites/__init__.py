@@ -1,0 +1,1 @@
+"""The hidden pytest suites, one a chapter."""
