@@ -1,0 +1,301 @@
+"""The author's judge: proves that the hidden suites judge well, chapter by chapter.
+
+For every exercise: the reference and each alternative pass, the untouched stub is "not attempted", every named mistake
+fails and its feedback names it, and no degenerate answer earns a point; over several seeds, with margin at every numeric gate,
+through the very jail in which students' work is graded.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from autograder import course
+from autograder.answers import Answer, shelf
+from autograder.authoring.build import build, instructor_notebook
+from autograder.course import Exercise
+from autograder.grading.judge import judge_exercises, outcome_of, run_tests
+from autograder.grading.result import ExerciseResult
+from autograder.grading.suite import seed_of, suite
+from autograder.sandbox.session import Session
+
+MARGIN = 2.0
+MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
+
+# Answers that know nothing. Each keeps the reference's call, so that shapes and dtypes are right and only the values are not.
+DEGENERATE = {
+    "none": "None",
+    "echo": "_args[0] if _args else next(iter(_kwargs.values()), None)",
+    "zeros": "_fill(_out(), 0.0)",
+    "ones": "_fill(_out(), 1.0)",
+    "nan": "_fill(_out(), float('nan'))",
+}
+_FILL = """
+def _fill(value, number):
+    import numpy, torch
+    if isinstance(value, tuple):
+        return tuple(_fill(item, number) for item in value)
+    if isinstance(value, torch.Tensor):
+        return torch.full_like(value, number) if value.is_floating_point() else torch.zeros_like(value) + (number == 1)
+    if isinstance(value, (numpy.ndarray, numpy.generic)):
+        whole = value.dtype.kind in "biu"
+        return numpy.full_like(value, (1 if number == 1 else 0) if whole else number)
+    if isinstance(value, (int, float)):
+        return type(value)(number) if number == number else number
+    return value
+"""
+
+
+@dataclass
+class ExerciseCheck:
+    """What the judge found about one exercise."""
+
+    id: str
+    points: float
+    reference: str = "missing"
+    alternatives: list[dict[str, Any]] = field(default_factory=list)
+    stub: str = "missing"
+    mistakes: list[dict[str, Any]] = field(default_factory=list)
+    degenerate: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The judge's report over all chapters asked for."""
+
+    exercises: tuple[ExerciseCheck, ...]
+    problems: tuple[str, ...]
+    seeds: int
+
+    @property
+    def caught(self) -> int:
+        """Mistakes that failed and were named."""
+        return sum(m["caught"] and m["named"] for e in self.exercises for m in e.mistakes)
+
+    @property
+    def total(self) -> int:
+        """All named mistakes."""
+        return sum(len(e.mistakes) for e in self.exercises)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that is to be proved is."""
+        return not self.problems and not any(exercise.problems for exercise in self.exercises)
+
+    def as_json(self) -> dict[str, Any]:
+        """Schema 1 of ``attn check --json``."""
+        return {
+            "schema": 1,
+            "exercises": [asdict(exercise) for exercise in self.exercises],
+            "caught": self.caught,
+            "total": self.total,
+            "seeds": self.seeds,
+            "problems": list(self.problems),
+        }
+
+
+def check(
+    slugs: Sequence[str], *, seeds: int = 5, workers: int = 2, progress: Callable[[str], None] = lambda _: None
+) -> CheckReport:
+    """Judge these chapters.
+
+    Args:
+        slugs: chapters.
+        seeds: how many different sets of hidden numbers each answer meets.
+        workers: processes.
+        progress: called with an exercise's id when it is done.
+    """
+    from autograder.authoring.coverage import coverage_problems
+    from autograder.authoring.leaks import leak_problems
+
+    problems: list[str] = []
+    exercises = [exercise for slug in slugs for exercise in course.sheet(slug).exercises]
+    for slug in slugs:
+        problems += [f"{slug}: {problem}" for problem in _chapter_problems(slug)]
+        problems += [f"{slug}: {problem}" for problem in coverage_problems(slug)]
+    problems += leak_problems(slugs)
+    done: dict[str, ExerciseCheck] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(check_exercise, e.slug, e.name, seeds): e for e in exercises}
+        for job in as_completed(jobs):
+            done[jobs[job].id] = job.result()
+            progress(jobs[job].id)
+    return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
+
+
+def _chapter_problems(slug: str) -> Iterator[str]:
+    if not build(slug, check=True).up_to_date:
+        yield f"chapters/{slug}/exercises.ipynb is not what its sources make; run `attn build {slug}`"
+    mistakes = [len(shelf(slug).mistakes.get(e.name, [])) for e in course.sheet(slug).exercises]
+    if mistakes and sum(mistakes) / len(mistakes) < MEAN_MISTAKES:
+        yield f"{sum(mistakes) / len(mistakes):.1f} named mistakes an exercise on average; {MEAN_MISTAKES:g} are asked for"
+    known = {exercise.name for exercise in course.sheet(slug).exercises}
+    for name in (set(suite(slug).tests) | set(shelf(slug).mistakes) | set(shelf(slug).alternatives)) - known:
+        yield f"{name} has tests or answers, but chapters/{slug}/exercises.md has no such exercise"
+
+
+def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
+    """Judge one exercise: every answer on the shelf, over several seeds."""
+    exercise = next(e for e in course.sheet(slug).exercises if e.name == name)
+    found = ExerciseCheck(exercise.id, exercise.points)
+    found.problems += _static_problems(exercise)
+    module = course.solution(slug)
+    original = module.definitions[name].source
+    found.reference = _right(exercise, "reference", original, seeds, found)
+    for answer in shelf(slug).alternatives.get(name, []):
+        outcome = _right(exercise, f"alternative {answer.name}", answer.source, seeds, found)
+        found.alternatives.append({"name": answer.name, "outcome": outcome})
+    found.stub = _stub(exercise, found)
+    for answer in shelf(slug).mistakes.get(name, []):
+        found.mistakes.append(_wrong(exercise, answer, seeds, found))
+    for label, expression in DEGENERATE.items():
+        cells = [module.text, _FILL + _degenerate(exercise, expression)]
+        scores = [r.score for r in _judged(exercise, cells, seeds)]
+        found.degenerate[label] = max(scores)
+        if max(scores) > 0:
+            found.problems.append(f"the answer {label!r} earns {max(scores):g} of {exercise.points:g} points")
+    return found
+
+
+def _judged(exercise: Exercise, cells: Sequence[str], seeds: int) -> Iterator[ExerciseResult]:
+    with Session(cells) as session:
+        for seed in range(seeds):
+            yield judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
+
+
+def _seeds(slug: str, seed: int) -> Callable[[str], int]:
+    return lambda test: seed_of(b"check", slug, str(seed), test)
+
+
+def _cells_with(exercise: Exercise, source: str) -> list[str]:
+    """The reference module with one definition replaced, as a notebook's cells."""
+    module = course.solution(exercise.slug)
+    return [module.text.replace(module.definitions[exercise.name].source, source)]
+
+
+def _right(exercise: Exercise, label: str, source: str, seeds: int, found: ExerciseCheck) -> str:
+    cells = _cells_with(exercise, source)
+    hidden = suite(exercise.slug)
+    outcome = "passed"
+    with Session(cells) as session:
+        for seed in range(seeds):
+            verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, _seeds(exercise.slug, seed))
+            for verdict in verdicts:
+                if verdict.outcome != "passed":
+                    outcome = verdict.outcome
+                    detail = verdict.message or (repr(verdict.run.error) if verdict.run else "")
+                    found.problems.append(f"{label} fails {verdict.test.name} at seed {seed}: {detail}")
+                for gauge in verdict.run.gauges if verdict.run and outcome == "passed" else ():
+                    if gauge.ratio * MARGIN > 1:
+                        found.problems.append(
+                            f"{label} passes {verdict.test.name} by too little at seed {seed}: "
+                            f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
+                        )
+            session.faults.clear()
+    return outcome
+
+
+def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck) -> dict[str, Any]:
+    caught = named = True
+    cells = _cells_with(exercise, answer.source)
+    hidden = suite(exercise.slug)
+    with Session(cells) as session:
+        for seed in range(seeds):
+            result = judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
+            if result.outcome == "passed":
+                caught = False
+                found.problems.append(f"mistake {answer.name} passes at seed {seed}")
+            elif result.mistake != answer.name and result.outcome != "forbidden":
+                named = False
+                tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
+                found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
+    del hidden
+    return {"name": answer.name, "caught": caught, "named": named}
+
+
+def _stub(exercise: Exercise, found: ExerciseCheck) -> str:
+    """The released notebook as students get it: every exercise not attempted, no point."""
+    import nbformat
+
+    from autograder.grading.intake import read_notebook
+
+    text = build(exercise.slug, check=True).text
+    cells = read_notebook(text.encode(), exercise.slug, course.given_cells(exercise.slug)).cells
+    with Session(cells) as session:
+        result = judge_exercises(session, cells, [exercise], _seeds(exercise.slug, 0))[0]
+        for fault in session.faults.values():
+            found.problems.append(f"cell {fault.cell} of the untouched notebook does not run: {fault.error}")
+    if result.outcome != "not_attempted" or result.score:
+        found.problems.append(f"the untouched stub is {result.outcome} with {result.score:g} points")
+    notebook = instructor_notebook(exercise.slug)
+    checks = nbformat.NotebookNode(
+        next(c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == f"{exercise.id}-tests")
+    ).source
+    for label, head, wanted in (("reference", [course.solution(exercise.slug).text], False), ("stub", list(cells), True)):
+        with Session([*head, checks]) as session:
+            failed = len(head) in session.faults
+        if failed != wanted:
+            found.problems.append(f"the visible checks {'reject' if failed else 'accept'} the {label}")
+    return result.outcome
+
+
+def _degenerate(exercise: Exercise, expression: str) -> str:
+    """Source that puts an answer which knows nothing in the place of the reference."""
+    name = exercise.name
+    node = course.solution(exercise.slug).definitions[name].node
+    if isinstance(node, ast.FunctionDef):
+        return (
+            f"_right = {name}\n"
+            f"def {name}(*_args, **_kwargs):\n"
+            f"    _out = lambda: _right(*_args, **_kwargs)\n"
+            f"    return {expression}\n"
+        )
+    methods = [m.name for m in node.body if isinstance(m, ast.FunctionDef) and m.name != "__init__"]
+    body = "".join(
+        f"    def {method}(self, *_args, **_kwargs):\n"
+        f"        _out = lambda: super({name}, self).{method}(*_args, **_kwargs)\n"
+        f"        return {expression}\n"
+        for method in methods
+    )
+    return f"_right = {name}\nclass {name}(_right):\n{body}"
+
+
+def _static_problems(exercise: Exercise) -> Iterator[str]:
+    slug, name = exercise.slug, exercise.name
+    node = course.solution(slug).definitions[name].node
+    docstring = ast.get_docstring(node) or ""
+    if isinstance(node, ast.ClassDef):
+        docstring += "".join(ast.get_docstring(m) or "" for m in node.body if isinstance(m, ast.FunctionDef))
+    if "Args:" not in docstring or "Returns:" not in docstring:
+        yield f"the docstring of {name} needs Args and Returns with shapes"
+    if "Source:" not in docstring:
+        yield f"the docstring of {name} names no source"
+    checks = next(cell.source for cell in exercise.cells if cell.kind == "checks")
+    if "assert" not in checks:
+        yield "the visible checks assert nothing"
+    hints = next(cell.source for cell in exercise.cells if cell.kind == "hints")
+    if sum(line[:2] in ("1.", "2.", "3.") for line in hints.splitlines()) != 3:
+        yield "the hint ladder needs three steps"
+    tests = suite(slug).tests.get(name, [])
+    if not any(test.mark.kind == "value" for test in tests):
+        yield "no hidden value test"
+    if not any(test.mark.kind != "value" for test in tests):
+        yield "no hidden test of a property, gradient, edge case or cost"
+    kinds = [test.mark.kind == "value" for test in tests]
+    if kinds != sorted(kinds, reverse=True):
+        yield "value tests must come first"
+    if len(shelf(slug).mistakes.get(name, [])) < MIN_MISTAKES:
+        yield f"{len(shelf(slug).mistakes.get(name, []))} named mistakes; {MIN_MISTAKES} are asked for"
+    if not shelf(slug).alternatives.get(name):
+        yield "no alternative answer"
+    for answer in shelf(slug).mistakes.get(name, []):
+        if not answer.says.strip() or not answer.hint.strip():
+            yield f"mistake {answer.name} has no words for the student"
+
+
+__all__ = ["CheckReport", "ExerciseCheck", "check", "check_exercise", "outcome_of"]

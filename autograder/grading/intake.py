@@ -1,0 +1,122 @@
+"""Reads a submitted notebook that nobody vouches for: cells, release stamp, or the reason why it is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import nbformat
+
+MAX_BYTES = 40 * 2**20
+MAX_CELLS = 2_000
+MAX_CELL = 2 * 2**20
+
+
+class InvalidNotebook(Exception):
+    """The file cannot be read as a notebook; the message says why, for the student."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What grading needs of a submitted notebook: code cells in order, each with its ``grade_id`` if it has one."""
+
+    cells: tuple[str, ...]
+    grade_ids: tuple[str | None, ...]
+    sha256: str
+    release: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -> Notebook:
+    """The code cells of a notebook.
+
+    Locked cells count as they were released: cells whose ``grade_id`` stands in ``given`` are replaced by its source, and
+    those that are missing are put in front. Visible checks (``…-tests``) are left out: they decide no grade.
+
+    Args:
+        data: the file's bytes.
+        slug: the assignment.
+        given: source of the assignment's read-only cells by ``grade_id``.
+
+    Raises:
+        InvalidNotebook: it is empty, too large, not JSON, or not a notebook.
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    notebook = _parse(data)
+    given = dict(given or {})
+    cells: list[str] = []
+    grade_ids: list[str | None] = []
+    for cell in notebook["cells"]:
+        if cell.get("cell_type") != "code":
+            continue
+        source = _source(cell)
+        identity = _grade_id(cell)
+        if identity is not None and identity.startswith(slug) and identity.endswith("-tests"):
+            continue
+        if identity in given:
+            source = given.pop(identity)
+        cells.append(source)
+        grade_ids.append(identity)
+    front = list(given.items())
+    return Notebook(
+        cells=tuple([source for _, source in front] + cells),
+        grade_ids=tuple([identity for identity, _ in front] + grade_ids),
+        sha256=sha256,
+        release=_release(notebook),
+    )
+
+
+def _parse(data: bytes) -> dict:
+    if not data.strip():
+        raise InvalidNotebook("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise InvalidNotebook(f"the file has {len(data) / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are read")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidNotebook(f"the file is not UTF-8 text: byte {error.start} cannot be read") from None
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidNotebook(f"the file is not JSON{place}, so it is no notebook") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("nbformat"), int):
+        raise InvalidNotebook("the file is JSON, but not a notebook: it names no nbformat")
+    if raw["nbformat"] < 3 or raw["nbformat"] > 4:
+        raise InvalidNotebook(f"nbformat {raw['nbformat']} is not supported; save the notebook with a current Jupyter")
+    try:
+        notebook = nbformat.convert(nbformat.from_dict(raw), 4) if raw["nbformat"] == 3 else raw
+        cells = notebook["cells"]
+    except Exception as error:
+        raise InvalidNotebook(f"the notebook's structure is damaged ({type(error).__name__})") from None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise InvalidNotebook("the notebook's cells are not a list of cells")
+    if len(cells) > MAX_CELLS:
+        raise InvalidNotebook(f"the notebook has {len(cells)} cells; at most {MAX_CELLS} are read")
+    return notebook
+
+
+def _source(cell: dict) -> str:
+    source = cell.get("source", "")
+    if isinstance(source, list):
+        source = "".join(part for part in source if isinstance(part, str))
+    if not isinstance(source, str):
+        raise InvalidNotebook("a code cell's source is not text")
+    if len(source) > MAX_CELL:
+        raise InvalidNotebook(f"a code cell has {len(source) / 2**20:.1f} MiB; at most {MAX_CELL // 2**20} are read")
+    return source.replace("\r\n", "\n")
+
+
+def _grade_id(cell: dict) -> str | None:
+    metadata = cell.get("metadata")
+    nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    identity = nbgrader.get("grade_id") if isinstance(nbgrader, dict) else None
+    return identity if isinstance(identity, str) else None
+
+
+def _release(notebook: dict) -> str | None:
+    metadata = notebook.get("metadata")
+    ours = metadata.get("attention_in_depth") if isinstance(metadata, dict) else None
+    release = ours.get("release") if isinstance(ours, dict) else None
+    return release[:80] if isinstance(release, str) else None

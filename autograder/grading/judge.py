@@ -1,0 +1,230 @@
+"""Judges one submission: runs the hidden tests against it, scores, and names the mistake behind a failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autograder import course
+from autograder.course import Exercise
+from autograder.grading import diagnose
+from autograder.grading.forbidden import Finding, forbidden_calls
+from autograder.grading.intake import InvalidNotebook, Notebook, read_notebook
+from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
+from autograder.grading.secret import course_secret
+from autograder.grading.suite import HiddenTest, Run, Suite, seed_of, suite
+from autograder.sandbox.errors import NotAttempted, SandboxUnavailable, StudentError
+from autograder.sandbox.jail import Limits
+from autograder.sandbox.session import CellFault, Session
+from autograder.sandbox.student import Journal, Student
+from autograder.suites.kit import Wrong
+
+Seeds = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One test's run, with all that the search for a named mistake needs."""
+
+    test: HiddenTest
+    outcome: str
+    message: str
+    run: Run | None
+    journal: Journal
+
+
+def judge_notebook(
+    data: bytes, slug: str, student: str, *, secret: bytes | None = None, limits: Limits | None = None
+) -> SubmissionResult:
+    """Grade one notebook.
+
+    Args:
+        data: the notebook file.
+        slug: the assignment.
+        student: the student's id; hidden numbers depend on it.
+        secret: the course secret (by default the one kept beside the course).
+        limits: of the jail.
+
+    Returns:
+        The result; a notebook that cannot be read scores 0, a fault of the grader leaves it ungraded.
+    """
+    secret = course_secret() if secret is None else secret
+    start = time.perf_counter()
+    exercises = course.sheet(slug).exercises
+    total = course.sheet(slug).points
+    seed = f"{seed_of(secret, slug, student, ''):032x}"[:16]
+
+    def result(status: str, outcome: str, graded: Sequence[ExerciseResult], **more: object) -> SubmissionResult:
+        seconds = round(time.perf_counter() - start, 3)
+        score = round(sum(exercise.score for exercise in graded), 6)
+        return SubmissionResult(
+            slug, student, sha256, seed, status, outcome, score, total, seconds, tuple(graded), **more  # type: ignore[arg-type]
+        )
+
+    sha256 = ""
+    try:
+        notebook = read_notebook(data, slug, course.given_cells(slug))
+        sha256 = notebook.sha256
+    except InvalidNotebook as error:
+        import hashlib
+
+        sha256 = hashlib.sha256(data).hexdigest()
+        return result(
+            "graded", "invalid_notebook", [_blank(e, "invalid_notebook", str(error)) for e in exercises], message=str(error)
+        )
+    try:
+        with Session(notebook.cells, limits) as session:
+            graded = judge_exercises(session, notebook.cells, exercises, lambda test: seed_of(secret, slug, student, test))
+    except SandboxUnavailable as error:
+        return result("ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error))
+    except GraderFault as error:
+        return result("ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error))
+    return result("graded", "ok", graded, release=notebook.release, notes=notebook.notes)
+
+
+class GraderFault(Exception):
+    """A hidden test itself broke: the grader's fault, never the student's."""
+
+
+def _blank(exercise: Exercise, outcome: str, message: str = "") -> ExerciseResult:
+    return ExerciseResult(exercise.id, exercise.title, outcome, 0.0, exercise.points, message=message)
+
+
+def judge_exercises(
+    session: Session, cells: Sequence[str], exercises: Sequence[Exercise], seeds: Seeds
+) -> list[ExerciseResult]:
+    """Judge these exercises of a running submission."""
+    results: list[ExerciseResult] = []
+    for exercise in exercises:
+        hidden = suite(exercise.slug)
+        findings = forbidden_calls(cells, exercise.name, exercise.forbids)
+        if findings:
+            results.append(_forbidden(exercise, hidden, findings))
+            continue
+        verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, seeds)
+        results.append(score(exercise, verdicts, seeds, session, cells, results))
+    return results
+
+
+def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seeds: Seeds) -> list[Verdict]:
+    """Run an exercise's tests in order; after a timeout the rest is not run."""
+    verdicts: list[Verdict] = []
+    ended: tuple[str, str] | None = None
+    for test in tests:
+        if ended is not None:
+            verdicts.append(Verdict(test, ended[0], ended[1], None, Journal()))
+            continue
+        session.allow(test.mark.seconds)
+        student = Student(session)
+        run = hidden.run(test, student, np.random.default_rng(seeds(test.name)))
+        outcome, message = outcome_of(run)
+        verdicts.append(Verdict(test, outcome, message, run, student.journal))
+        if outcome == "timeout":
+            ended = ("timeout", "not run, because an earlier test of this exercise reached its time limit")
+        elif outcome == "not_attempted" and len(verdicts) == 1:
+            ended = ("not_attempted", "")
+    return verdicts
+
+
+def outcome_of(run: Run) -> tuple[str, str]:
+    """Outcome and message of one run.
+
+    Raises:
+        GraderFault: the test itself broke.
+        SandboxUnavailable: the sandbox did.
+    """
+    error = run.error
+    if error is None:
+        return "passed", ""
+    if isinstance(error, SandboxUnavailable):
+        raise error
+    if run.in_setup:
+        raise GraderFault(f"a fixture failed: {type(error).__name__}: {error}")
+    if isinstance(error, Wrong):
+        return "failed", str(error)
+    if isinstance(error, StudentError):
+        return error.outcome, str(error)
+    # Suites take values apart (`a, b = student.f(x)`, `weights.sum()`), so a value of the wrong kind surfaces here.
+    return "failed", "what came back could not be used as the contract describes it"
+
+
+def score(
+    exercise: Exercise,
+    verdicts: Sequence[Verdict],
+    seeds: Seeds,
+    session: Session,
+    cells: Sequence[str],
+    before: Sequence[ExerciseResult],
+) -> ExerciseResult:
+    """Points of one exercise: value tests first; the others count only if all of those passed."""
+    weights = sum(verdict.test.mark.weight for verdict in verdicts) or 1.0
+    sound = all(verdict.outcome == "passed" for verdict in verdicts if verdict.test.mark.kind == "value")
+    tests = []
+    for verdict in verdicts:
+        most = exercise.points * verdict.test.mark.weight / weights
+        earns = verdict.outcome == "passed" and (sound or verdict.test.mark.kind == "value")
+        message = verdict.message
+        if verdict.outcome == "passed" and not earns:
+            message = "holds; it earns its points once the values are right"
+        hint = verdict.test.mark.hint if verdict.outcome != "passed" else ""
+        points = round(most if earns else 0.0, 6)
+        tests.append(TestResult(verdict.test.name, verdict.test.claim, verdict.outcome, points, round(most, 6), message, hint))
+    outcome = next((test.outcome for test in tests if test.outcome != "passed"), "passed")
+    named = None
+    if outcome not in ("passed", "not_attempted"):
+        named = diagnose.name_mistake(exercise, verdicts, seeds)
+    return ExerciseResult(
+        exercise.id,
+        exercise.title,
+        outcome,
+        exercise.points if outcome == "passed" else round(sum(test.points for test in tests), 6),
+        exercise.points,
+        named.name if named else None,
+        named.says if named else None,
+        named.hint if named else None,
+        _remark(exercise, outcome, session, cells, before),
+        tuple(tests),
+    )
+
+
+def _remark(
+    exercise: Exercise, outcome: str, session: Session, cells: Sequence[str], before: Sequence[ExerciseResult]
+) -> str:
+    """What a student should know beside the tests: a cell that did not run, or a broken exercise that this one uses."""
+    if outcome == "passed":
+        return ""
+    for index, source in enumerate(cells):
+        if index in session.faults and _defines(source, exercise.name):
+            return _fault(session.faults[index])
+    broken = [r.id.partition("-")[2] for r in before if r.outcome != "passed"]
+    used = [name for name in exercise.uses if name in broken]
+    if outcome != "not_attempted" and used:
+        return f"This exercise may use {', '.join(f'`{name}`' for name in used)}, which is not right yet: mend that first."
+    return ""
+
+
+def _defines(source: str, name: str) -> bool:
+    return f"def {name}(" in source or f"class {name}(" in source or f"class {name}:" in source
+
+
+def _fault(fault: CellFault) -> str:
+    place = f" (line {fault.line})" if fault.line is not None else ""
+    return f"The cell that defines it did not run to its end: {fault.error}{place}."
+
+
+def _forbidden(exercise: Exercise, hidden: Suite, findings: Sequence[Finding]) -> ExerciseResult:
+    names = sorted({finding.name for finding in findings})
+    message = f"Your code uses {', '.join(f'`{n}`' for n in names)}, which this exercise's contract rules out."
+    weights = sum(test.mark.weight for test in hidden.tests.get(exercise.name, [])) or 1.0
+    tests = tuple(
+        TestResult(test.name, test.claim, "forbidden", 0.0, round(exercise.points * test.mark.weight / weights, 6))
+        for test in hidden.tests.get(exercise.name, [])
+    )
+    return ExerciseResult(exercise.id, exercise.title, "forbidden", 0.0, exercise.points, message=message, tests=tests)
+
+
+__all__ = ["GraderFault", "NotAttempted", "Notebook", "Path", "judge_exercises", "judge_notebook"]

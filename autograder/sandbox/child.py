@@ -1,0 +1,106 @@
+"""What runs inside the jail: the notebook's cells in a real IPython shell, then the workbench.
+
+Once the cells have run, IPython is no longer asked for anything: a submission can hook it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+from typing import Any
+
+from autograder.sandbox.protocol import ProtocolError, receive, send
+from autograder.sandbox.workbench import CELL_FILE, Workbench, describe
+
+_shell: Any = None
+
+
+def warm_up() -> None:
+    """Import what submissions import, and run it once, so that no child pays for lazy first uses."""
+    global _shell
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import jaxtyping  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import numpy as np
+    import torch
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    torch.set_num_threads(1)
+    settings = Config()
+    settings.HistoryManager.enabled = False  # its writer is a thread, and a thread does not survive a fork
+    settings.HistoryManager.hist_file = ":memory:"
+    settings.InteractiveShell.colors = "nocolor"
+    settings.InteractiveShell.xmode = "Minimal"
+    _shell = InteractiveShell.instance(config=settings)
+    _shell.run_cell("import numpy, torch", store_history=False, silent=True)
+    namespace: dict[str, Any] = {}
+    exec(_REHEARSAL, namespace)
+    bench = Workbench(namespace)
+    from autograder.sandbox.protocol import encode
+
+    x = torch.ones(2, 2)
+    for op, options in (("call", {}), ("trace", {}), ("vjp", {"__upstream__": x, "__wrt__": [0]})):
+        bench.answer({"op": op, "name": "rehearsal", "arguments": encode(((x,), options))})
+    bench.answer({"op": "call", "name": "rehearsal", "arguments": encode(((np.ones(3),), {}))})
+    _shell.reset(new_session=False)
+
+
+_REHEARSAL = """
+import torch
+def rehearsal(x):
+    if not isinstance(x, torch.Tensor):
+        return x
+    layer, cell = torch.nn.Linear(2, 2), torch.nn.GRUCell(2, 2)
+    return torch.softmax(layer(x) @ x.mT, -1).masked_fill(x > 3, 0.0).tanh() + cell(x, x)
+"""
+
+
+def serve(descriptor: int) -> None:
+    """Run cells and answer requests that arrive on the socket until it closes; never returns an answer to IPython."""
+    connection = socket.socket(fileno=descriptor)
+    _silence()
+    connection.sendall(b"!")  # the kernel puts this process's number beside it
+    order = receive(connection)
+    shell = _shell
+    for index, source in enumerate(order["cells"]):
+        if index in order["skip"]:
+            continue
+        send(connection, {"cell": index})
+        send(connection, {"done": index, "error": _run_cell(shell, index, source)})
+    send(connection, {"ready": True})
+    bench = Workbench(shell.user_ns)
+    while True:
+        try:
+            send(connection, bench.answer(receive(connection)))
+        except ProtocolError:
+            os._exit(0)
+
+
+def _run_cell(shell: Any, index: int, source: str) -> dict[str, Any] | None:
+    """Run one cell; None, or what it raised."""
+    # A stable file name, so that an error can be traced to the cell and line of the notebook.
+    shell.compile.get_code_name = lambda raw, transformed, number: CELL_FILE.format(index)
+    try:
+        result = shell.run_cell(source, store_history=False, silent=True)
+    except BaseException as error:
+        return describe(error)
+    error = result.error_before_exec or result.error_in_exec
+    return describe(error) if error is not None else None
+
+
+def _silence() -> None:
+    """Student output goes nowhere: it can neither flood the grader nor carry hidden inputs into feedback."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), _Nowhere(), _Nowhere()
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)

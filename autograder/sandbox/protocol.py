@@ -1,0 +1,273 @@
+"""How values cross the border between grader and submission.
+
+A frame is eight bytes of length and one msgpack map. Numbers, text and containers travel as msgpack; arrays and
+tensors travel beside them as safetensors. Neither format can carry code, and nothing here is ever unpickled. Every size,
+depth and count is capped before it is believed, because the other side may be hostile.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+MAX_FRAME = 512 * 2**20
+MAX_DEPTH = 24
+MAX_NODES = 200_000
+MAX_TEXT = 100_000
+_LENGTH = struct.Struct("<Q")
+_INT64 = range(-(2**63), 2**63)
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is not a frame of this protocol."""
+
+
+class Closed(ProtocolError):
+    """The other side is gone."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A reference to an object that stays inside the jail (a module, a cache)."""
+
+    number: int
+    type_name: str
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A source of random numbers, made anew from its seed on the other side; ``library`` is "numpy" or "torch"."""
+
+    seed: int
+    library: str = "torch"
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A returned value of a kind that does not travel; only the name of its type does."""
+
+    type_name: str
+
+
+def send(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Write one frame."""
+    payload = msgpack.packb(message, use_bin_type=True)
+    connection.sendall(_LENGTH.pack(len(payload)) + payload)
+
+
+def receive(connection: socket.socket, limit: int = MAX_FRAME) -> dict[str, Any]:
+    """Read one frame.
+
+    Raises:
+        Closed: the connection ended.
+        ProtocolError: the frame is too long or not a msgpack map.
+    """
+    (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
+    if length > limit:
+        raise ProtocolError(f"a frame of {length} bytes, more than {limit}")
+    try:
+        message = msgpack.unpackb(
+            _read(connection, length), raw=False, strict_map_key=True, max_str_len=length, max_bin_len=length
+        )
+    except Closed:
+        raise
+    except Exception as error:
+        raise ProtocolError(f"not a msgpack frame: {type(error).__name__}") from None
+    if not isinstance(message, dict):
+        raise ProtocolError("a frame that is not a map")
+    return message
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    buffer = bytearray()
+    while len(buffer) < count:
+        try:
+            piece = connection.recv(min(count - len(buffer), 1 << 20))
+        except ConnectionError:
+            piece = b""
+        if not piece:
+            raise Closed("the connection ended")
+        buffer += piece
+    return bytes(buffer)
+
+
+def encode(value: Any) -> dict[str, Any]:
+    """The value as a msgpack-able map: ``tree`` and the arrays it names, as safetensors.
+
+    A value of a kind that does not travel becomes ``Opaque``; ``register`` in :class:`Encoder` may turn it into a handle.
+    """
+    return Encoder().encode(value)
+
+
+class Encoder:
+    """Walks a value once and collects its arrays; subclasses decide what becomes a handle."""
+
+    def __init__(self) -> None:
+        self._numpy: dict[str, np.ndarray] = {}
+        self._torch: dict[str, torch.Tensor] = {}
+        self._nodes = 0
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        """See :func:`encode`."""
+        tree = self._node(value, 0)
+        return {
+            "tree": tree,
+            "numpy": safetensors.numpy.save(self._numpy) if self._numpy else b"",
+            "torch": safetensors.torch.save(self._torch) if self._torch else b"",
+        }
+
+    def other(self, value: Any) -> Any:
+        """The node of a value that does not travel."""
+        return {"k": "opaque", "type": type(value).__name__[:80]}
+
+    def _node(self, value: Any, depth: int) -> Any:
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError("a value nested too deeply or with too many parts")
+        if value is None or isinstance(value, (bool, float)):
+            return value if value is None or type(value) in (bool, float) else float(value)
+        if isinstance(value, int):
+            return int(value) if int(value) in _INT64 else {"k": "opaque", "type": "int"}
+        if isinstance(value, str):
+            return str(value)[:MAX_TEXT]
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self._array(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, (tuple, list)):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {"k": kind, "items": [self._node(item, depth + 1) for item in value]}
+        if isinstance(value, dict):
+            return {
+                "k": "dict",
+                "items": [[self._node(k, depth + 1), self._node(v, depth + 1)] for k, v in value.items()],
+            }
+        if isinstance(value, (torch.dtype, type)) and value.__module__ in ("torch", "numpy", "builtins"):
+            return {"k": "dtype", "name": str(value).removeprefix("torch."), "torch": isinstance(value, torch.dtype)}
+        if isinstance(value, torch.dtype):
+            return {"k": "dtype", "name": str(value).removeprefix("torch."), "torch": True}
+        if isinstance(value, Handle):
+            return {"k": "handle", "number": value.number, "type": value.type_name}
+        if isinstance(value, Generator):
+            return {"k": "generator", "seed": value.seed, "library": value.library}
+        return self.other(value)
+
+    def _array(self, value: np.ndarray | np.generic) -> Any:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            return {"k": "opaque", "type": f"array of {array.dtype}"[:80]}
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("="))
+        order, gap = _layout(array.shape, array.strides, array.itemsize)
+        name = str(len(self._numpy))
+        self._numpy[name] = np.ascontiguousarray(array.transpose(order))
+        node: dict[str, Any] = {"k": "numpy", "name": name, "shape": list(array.shape), "order": order, "gap": gap}
+        if isinstance(value, np.generic):
+            node["scalar"] = True
+        return node
+
+    def _tensor(self, value: torch.Tensor) -> Any:
+        tensor = value.detach()
+        if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
+            return {"k": "opaque", "type": f"tensor of {tensor.dtype}"[:80]}
+        tensor = tensor.cpu()
+        order, gap = _layout(tuple(tensor.shape), tuple(tensor.stride()), 1)
+        name = str(len(self._torch))
+        self._torch[name] = tensor.permute(order).clone(memory_format=torch.contiguous_format)
+        return {"k": "torch", "name": name, "shape": list(tensor.shape), "order": order, "gap": gap}
+
+
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], item: int) -> tuple[list[int], bool]:
+    """Axes from the slowest to the fastest in memory, and whether memory holds gaps between the elements."""
+    order = sorted(range(len(shape)), key=lambda axis: (-abs(strides[axis]), axis))
+    expected, gap = item, False
+    for axis in reversed(order):
+        gap = gap or (shape[axis] > 1 and strides[axis] != expected)
+        expected *= shape[axis]
+    return order, gap
+
+
+def decode(message: dict[str, Any], handles: dict[int, Any] | None = None, generators: bool = False) -> Any:
+    """The value that :func:`encode` took apart.
+
+    Args:
+        message: map with ``tree``, ``numpy`` and ``torch``.
+        handles: objects by number; where given, a handle becomes its object (used inside the jail).
+        generators: make generators from their seeds (used inside the jail).
+
+    Raises:
+        ProtocolError: the map is malformed.
+    """
+    try:
+        return _Decoder(message, handles, generators).value()
+    except ProtocolError:
+        raise
+    except Exception as error:
+        raise ProtocolError(f"a malformed value: {type(error).__name__}") from None
+
+
+class _Decoder:
+    def __init__(self, message: dict[str, Any], handles: dict[int, Any] | None, generators: bool) -> None:
+        self._tree = message["tree"]
+        self._numpy = safetensors.numpy.load(message["numpy"]) if message["numpy"] else {}
+        self._torch = safetensors.torch.load(message["torch"]) if message["torch"] else {}
+        self._handles, self._generators, self._nodes = handles, generators, 0
+
+    def value(self) -> Any:
+        return self._node(self._tree, 0)
+
+    def _node(self, node: Any, depth: int) -> Any:
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError("a value nested too deeply or with too many parts")
+        if not isinstance(node, dict):
+            if node is None or isinstance(node, (bool, int, float, str)):
+                return node
+            raise ProtocolError(f"a bare {type(node).__name__}")
+        kind = node["k"]
+        if kind in ("numpy", "torch"):
+            return self._array(node, kind)
+        if kind in ("tuple", "list"):
+            items = [self._node(item, depth + 1) for item in node["items"]]
+            return tuple(items) if kind == "tuple" else items
+        if kind == "dict":
+            return {self._node(k, depth + 1): self._node(v, depth + 1) for k, v in node["items"]}
+        if kind == "dtype":
+            return getattr(torch, node["name"]) if node["torch"] else np.dtype(node["name"])
+        if kind == "handle":
+            return Handle(int(node["number"]), str(node["type"])) if self._handles is None else self._handles[node["number"]]
+        if kind == "generator":
+            spec = Generator(int(node["seed"]), str(node["library"]))
+            return _make_generator(spec) if self._generators else spec
+        if kind == "opaque":
+            return Opaque(str(node["type"])[:80])
+        raise ProtocolError(f"a node of unknown kind {str(kind)[:20]!r}")
+
+    def _array(self, node: dict[str, Any], kind: str) -> Any:
+        shape, order = [int(n) for n in node["shape"]], [int(n) for n in node["order"]]
+        stored = self._numpy[node["name"]] if kind == "numpy" else self._torch[node["name"]]
+        if sorted(order) != list(range(len(shape))) or list(stored.shape) != [shape[axis] for axis in order]:
+            raise ProtocolError("an array whose shape contradicts itself")
+        if node["gap"] and stored.ndim:
+            # The same values, one element apart in memory: a non-contiguous view, as the sender's was.
+            wide = stored.repeat(2, axis=-1) if kind == "numpy" else stored.repeat_interleave(2, dim=-1)
+            stored = wide[..., ::2]
+        inverse = [order.index(axis) for axis in range(len(shape))]
+        if kind == "torch":
+            return stored.permute(inverse)
+        array = stored.transpose(inverse)
+        return array[()] if node.get("scalar") else array
+
+
+def _make_generator(spec: Generator) -> Any:
+    if spec.library == "numpy":
+        return np.random.default_rng(spec.seed)
+    return torch.Generator().manual_seed(spec.seed)

@@ -1,0 +1,338 @@
+"""A submission behind its process boundary: spawn, run the cells, ask, and kill what does not answer.
+
+All limits are decided here, outside, by the CPU time that the kernel reports; a generous wall limit stands behind for
+code that sleeps. A child that dies is replaced: the cells run again without the one that killed it, so that one
+bad cell costs its own exercises and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from autograder.sandbox.errors import Crashed, OutOfMemory, SandboxUnavailable, StudentError, TimedOut
+from autograder.sandbox.jail import ENVIRONMENT, Limits
+from autograder.sandbox.protocol import Closed, ProtocolError, receive, send
+
+CELL_SECONDS = 20.0
+MAX_RESPAWNS = 8
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A jailed process: its number in the keeper's pid namespace and in ours, and our end of its socket."""
+
+    inner_pid: int
+    pid: int
+    connection: socket.socket
+
+
+def _sender(connection: socket.socket) -> int:
+    """The child's process number as we see it. The kernel vouches for it, and no student code has run yet."""
+    credentials = struct.Struct("3i")
+    connection.settimeout(30)
+    try:
+        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(credentials.size))
+        pid = next(credentials.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
+    except (OSError, StopIteration):
+        raise SandboxUnavailable("a jailed process did not say hello") from None
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    return int(pid)
+
+
+class WarmServer:
+    """The client's side of the fork server; one per grading process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._home = tempfile.TemporaryDirectory(prefix="attn-warm-")
+        # The keeper accepts this environment and no other: what it was started with, every child could read.
+        environment = {**ENVIRONMENT, "MPLCONFIGDIR": str(_font_cache()), "IPYTHONDIR": self._home.name}
+        self._log = Path(self._home.name) / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-W", "ignore", "-m", "autograder.sandbox.server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        theirs.close()
+        self._control = ours
+        self._control.settimeout(120)
+        self._expect_ready()
+
+    def _expect_ready(self) -> None:
+        try:
+            ready = self._control.recv(64)
+        except OSError:
+            ready = b""
+        if ready != b"ready":
+            text = self._log.read_text(errors="replace")[-800:]
+            raise SandboxUnavailable(f"the sandbox's server did not start; `attn doctor` says why.\n{text}")
+
+    def spawn(self, limits: Limits) -> Child:
+        """Fork a jailed child."""
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        with theirs:
+            reply = self._ask({"op": "fork", "limits": asdict(limits)}, theirs.fileno())
+        if "pid" not in reply:
+            ours.close()
+            raise SandboxUnavailable(f"no jail could be built: {reply.get('error')}; `attn doctor` says more")
+        return Child(int(reply["pid"]), _sender(ours), ours)
+
+    def end(self, pid: int, kill: bool) -> int:
+        """Reap a child, killed first if asked; its wait status."""
+        return int(self._ask({"op": "end", "pid": pid, "kill": kill})["status"])
+
+    def _ask(self, request: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
+        ancillary = []
+        if descriptor is not None:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))]
+        try:
+            self._control.sendmsg([msgpack.packb(request)], ancillary)
+            reply = self._control.recv(1 << 16)
+        except OSError as error:
+            raise SandboxUnavailable(f"the sandbox's server stopped answering: {error}") from None
+        if not reply:
+            raise SandboxUnavailable("the sandbox's server is gone")
+        return dict(msgpack.unpackb(reply))
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._home.cleanup()
+
+
+def _font_cache() -> Path:
+    """Where matplotlib keeps its list of fonts, which takes half a minute to make."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "attention-in-depth" / "matplotlib"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def warm_server() -> WarmServer:
+    """This process's fork server, started on first use."""
+    import atexit
+
+    server = WarmServer()
+    atexit.register(server.close)
+    return server
+
+
+@dataclass(frozen=True)
+class CellFault:
+    """Why a cell of the notebook did not run to its end."""
+
+    cell: int
+    outcome: str
+    error: str
+    line: int | None = None
+
+
+class Session:
+    """One submission's process; a :class:`~autograder.sandbox.student.Transport`."""
+
+    def __init__(self, cells: Sequence[str], limits: Limits | None = None, server: WarmServer | None = None) -> None:
+        self._cells, self._limits = list(cells), limits or Limits()
+        self._server = server
+        self._child: Child | None = None
+        self._spent = 0.0  # CPU seconds of children that ended
+        self._respawns = -1
+        self._budget = self._mark = self._wall = 0.0
+        self.faults: dict[int, CellFault] = {}
+        self._skip: set[int] = set()
+
+    def __enter__(self) -> Session:
+        self._server = self._server or warm_server()
+        with contextlib.suppress(StudentError):
+            self._ensure()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end(kill=True)
+
+    def allow(self, seconds: float) -> None:
+        """Give the next calls together this much CPU time."""
+        self._budget, self._mark = seconds, self.cpu_seconds
+        self._wall = time.monotonic() + 6 * seconds + 20
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that the submission has used so far, all its children together."""
+        return self._spent + (_tree_cpu(self._child.pid) if self._child is not None else 0.0)
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """See :class:`~autograder.sandbox.student.Transport`."""
+        budget = self._budget
+        self._ensure()
+        if self._budget != budget:
+            self.allow(budget)
+        return self._exchange(message)
+
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """The reply, and the growth of the process's peak resident memory while it was made."""
+        self._ensure()
+        assert self._child is not None
+        worker = self._child.pid
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{worker}/clear_refs").write_text("5")  # 5 sets the peak back to the present size
+        before = _peak_memory(worker)
+        reply = self._exchange(message)
+        after = _peak_memory(worker)
+        return reply, None if before is None or after is None else after - before
+
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._child is not None
+        try:
+            self._child.connection.settimeout(60)
+            send(self._child.connection, message)
+            return receive(_Watched(self._child.connection, self._check))  # type: ignore[arg-type]
+        except TimedOut:
+            self._end(kill=True)
+            raise
+        except (OSError, Closed):
+            raise self._death() from None
+        except ProtocolError:
+            self._end(kill=True)
+            raise Crashed("its process sent an answer that is none") from None
+
+    def _check(self) -> None:
+        used = self.cpu_seconds
+        if used > self._limits.cpu_seconds:
+            raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
+        if used - self._mark > self._budget or time.monotonic() > self._wall:
+            raise TimedOut(f"it did not finish within {self._budget:g} s")
+
+    def _death(self) -> StudentError:
+        status = self._end(kill=False)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            return TimedOut("the submission used up its CPU time")
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return OutOfMemory("its process was killed at a limit")
+        return Crashed("its process ended in the middle of a call")
+
+    def _end(self, kill: bool) -> int:
+        if self._child is None:
+            return 0
+        self._spent += _tree_cpu(self._child.pid)
+        assert self._server is not None
+        child, self._child = self._child, None
+        child.connection.close()
+        return self._server.end(child.inner_pid, kill)
+
+    def _ensure(self) -> None:
+        """Have a living child in which the cells have run."""
+        while self._child is None:
+            self._respawns += 1
+            if self._respawns > MAX_RESPAWNS:
+                raise Crashed("its process died again and again")
+            if self._spent > self._limits.cpu_seconds:
+                raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
+            assert self._server is not None
+            self._child = self._server.spawn(self._limits)
+            self._run_cells()
+
+    def _run_cells(self) -> None:
+        assert self._child is not None
+        connection = self._child.connection
+        current = -1
+        budget = self._budget
+        try:
+            self.allow(CELL_SECONDS)
+            connection.settimeout(60)
+            send(connection, {"cells": self._cells, "skip": sorted(self._skip)})
+            while True:
+                reply = receive(_Watched(connection, self._check))  # type: ignore[arg-type]
+                if reply.get("ready"):
+                    return
+                if "cell" in reply:
+                    current = int(reply["cell"])
+                    self.allow(CELL_SECONDS)
+                elif reply.get("error") is not None:
+                    self._note(int(reply["done"]), reply["error"])
+        except TimedOut as error:
+            self._end(kill=True)
+            self._give_up(current, "timeout", str(error))
+        except (OSError, Closed):
+            death = self._death()
+            self._give_up(current, death.outcome, str(death))
+        except (ProtocolError, TypeError, ValueError, KeyError):
+            self._end(kill=True)
+            self._give_up(current, "crashed", "its process sent an answer that is none")
+        finally:
+            self._budget = budget
+
+    def _note(self, cell: int, error: dict[str, Any]) -> None:
+        bases = [str(base) for base in error.get("bases", [])] or ["an exception of its own"]
+        outcome = "memory" if error.get("memory") else "crashed"
+        line = error.get("line")
+        self.faults.setdefault(cell, CellFault(cell, outcome, bases[0], line if isinstance(line, int) else None))
+
+    def _give_up(self, cell: int, outcome: str, error: str) -> None:
+        if cell in self._skip or cell < 0:
+            raise SandboxUnavailable(f"the sandbox died before the first cell ran: {error}")
+        self._skip.add(cell)
+        self.faults[cell] = CellFault(cell, outcome, error)
+
+
+class _Watched:
+    """A socket whose ``recv`` gives up when the budget is spent, so that no child can keep us waiting."""
+
+    def __init__(self, connection: socket.socket, check: Any) -> None:
+        self._connection, self._check, self._patience = connection, check, 0.02
+
+    def recv(self, count: int) -> bytes:
+        while not select.select([self._connection], [], [], self._patience)[0]:
+            self._patience = min(2 * self._patience, 0.25)
+            self._check()
+        return self._connection.recv(count)
+
+
+def _tree_cpu(pid: int) -> float:
+    """CPU seconds of a process and its descendants, ended and waited-for ones included."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0.0
+    own = sum(int(field) for field in fields[11:15]) / _TICKS
+    return own + sum(_tree_cpu(int(child)) for child in children)
+
+
+def _peak_memory(pid: int) -> int | None:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,238 @@
+"""The `student` that hidden tests see: arguments go in, values come out, nothing else.
+
+``student.causal_mask(3, 5)`` calls the submission's function on the other side of a transport. Two transports exist: a
+jailed process (:mod:`autograder.sandbox.session`), and :class:`Direct`, a namespace of our own (references, named
+mistakes) in this process. Both go through the same bytes, so a suite cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from autograder.sandbox.errors import Crashed, NotAttempted, OutOfMemory, Raised, StudentError
+from autograder.sandbox.protocol import Handle, ProtocolError, decode, encode
+from autograder.sandbox.workbench import Workbench
+
+
+class Transport(Protocol):
+    """Carries one request to a workbench and brings its reply."""
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The workbench's reply.
+
+        Raises:
+            StudentError: none came.
+        """
+        ...
+
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """The reply, and by how many bytes the other process's peak memory grew (None where there is none)."""
+        ...
+
+
+class Direct:
+    """A transport to a namespace in this process: for code that is ours."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self._bench = Workbench(namespace)
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """See :class:`Transport`."""
+        return self._bench.answer(message)
+
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """See :class:`Transport`; no process, no reading."""
+        return self._bench.answer(message), None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one call cost.
+
+    ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
+    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``outside_bytes`` growth of
+    the process's peak memory, read from outside (equal to ``peak_bytes`` where there is no process).
+    """
+
+    result: Any
+    steps: int
+    peak_bytes: int
+    largest: int
+    flops: int
+    calls: tuple[str, ...]
+    outside_bytes: int
+
+
+@dataclass
+class Journal:
+    """Every call of one test and what came back, for the search of the mistake behind a failure."""
+
+    entries: list[tuple[str, Any]] = field(default_factory=list)
+
+
+class Student:
+    """A submission, seen from a hidden test."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.journal = Journal()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.call(name, *args, **kwargs)
+
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """What the submission's ``name`` returns for these arguments."""
+        return self._ask("call", {"name": name}, args, kwargs)
+
+    def after(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
+        """What ``name`` returns, and its positional arguments as they are afterwards."""
+        result, arguments = self._pair(self._ask("after", {"name": name}, args, kwargs), 2)
+        return result, arguments
+
+    def vjp(
+        self, name: str, /, *args: Any, upstream: Any, wrt: Sequence[int] = (0,), **kwargs: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Output and the vector-Jacobian products with respect to the positional arguments ``wrt`` (None: no gradient)."""
+        kwargs |= {"__upstream__": upstream, "__wrt__": list(wrt)}
+        output, gradients, _ = self._pair(self._ask("vjp", {"name": name}, args, kwargs), 3)
+        return output, gradients
+
+    def trace(self, name: str, /, *args: Any, **kwargs: Any) -> Trace:
+        """What the call returns and costs."""
+        return self._trace({"name": name}, args, kwargs)
+
+    # What follows is shared with the handles of modules.
+
+    def _ask(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> Any:
+        message = {"op": op, **target, "arguments": _encode((tuple(_bare(args)), dict(kwargs)))}
+        return self._read(lambda: self._transport.request(message))
+
+    def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+        arguments = _encode((tuple(_bare(args)), dict(kwargs)))
+        outside: list[int | None] = []
+
+        def measured() -> dict[str, Any]:
+            reply, growth = self._transport.measure({"op": "call", **target, "arguments": arguments})
+            outside.append(growth)
+            return reply
+
+        self._read(measured)
+        request = {"op": "trace", **target, "arguments": arguments}
+        cost = self._read(lambda: self._transport.request(request))
+        try:
+            peak = int(cost["peak_bytes"])
+            return Trace(
+                result=cost["result"],
+                steps=int(cost["steps"]),
+                peak_bytes=peak,
+                largest=int(cost["largest"]),
+                flops=int(cost["flops"]),
+                calls=tuple(str(name) for name in cost["calls"]),
+                outside_bytes=peak if outside[0] is None else outside[0],
+            )
+        except (TypeError, KeyError, ValueError):
+            raise Crashed("its process sent an answer that is none") from None
+
+    def _read(self, request: Callable[[], dict[str, Any]]) -> Any:
+        try:
+            reply = request()
+            if "error" in reply:
+                raise _error(reply["error"])
+            value = self._wrap(decode(reply["value"]))
+        except StudentError as error:
+            bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
+            self.journal.entries.append(("error", f"{error.outcome}:{bases}"))
+            raise
+        except (ProtocolError, KeyError, TypeError, ValueError):
+            self.journal.entries.append(("error", "crashed:"))
+            raise Crashed("its process sent an answer that is none") from None
+        self.journal.entries.append(("value", value))
+        return value
+
+    def _wrap(self, value: Any) -> Any:
+        if isinstance(value, Handle):
+            return Module(self, value)
+        if isinstance(value, tuple):
+            return tuple(self._wrap(item) for item in value)
+        if isinstance(value, list):
+            return [self._wrap(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._wrap(item) for key, item in value.items()}
+        return value
+
+    @staticmethod
+    def _pair(value: Any, length: int) -> Any:
+        if not isinstance(value, tuple) or len(value) != length:
+            raise Crashed("its process sent an answer that is none")
+        return value
+
+
+class Module:
+    """An object of the submission that stays inside: call it, load it, ask for its gradients."""
+
+    def __init__(self, student: Student, handle: Handle) -> None:
+        self._student, self.handle = student, handle
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the object returns when called."""
+        return self._student._ask("call", {"handle": self.handle.number}, args, kwargs)
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """What one of its methods returns; an attribute that is no method comes back as it is."""
+        return self._student._ask("call", {"handle": self.handle.number, "method": method}, args, kwargs)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give a torch module these parameters."""
+        self.call("load_state_dict", dict(state))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A torch module's parameters and buffers by name."""
+        return dict(self.call("state_dict"))
+
+    def train(self) -> None:
+        """Switch a torch module to training mode."""
+        self.call("train")
+
+    def eval(self) -> None:
+        """Switch a torch module to evaluation mode."""
+        self.call("eval")
+
+    def vjp(
+        self, *args: Any, upstream: Any, wrt: Sequence[int] = (0,), **kwargs: Any
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Output, the gradients of the inputs ``wrt``, and those of the parameters by name."""
+        kwargs |= {"__upstream__": upstream, "__wrt__": list(wrt)}
+        answer = self._student._ask("vjp", {"handle": self.handle.number}, args, kwargs)
+        output, by_input, by_parameter = Student._pair(answer, 3)
+        return output, by_input, by_parameter
+
+    def trace(self, *args: Any, **kwargs: Any) -> Trace:
+        """What a call of the object returns and costs."""
+        return self._student._trace({"handle": self.handle.number}, args, kwargs)
+
+
+def _bare(args: Any) -> list[Any]:
+    return [item.handle if isinstance(item, Module) else item for item in args]
+
+
+def _encode(arguments: Any) -> dict[str, Any]:
+    return encode(arguments)
+
+
+def _error(error: dict[str, Any]) -> StudentError:
+    bases = [str(name)[:80] for name in error.get("bases", [])][:12]
+    if "NotImplementedError" in bases:
+        return NotAttempted("it is not written yet")
+    if error.get("memory"):
+        return OutOfMemory("it asked for more memory than a test may use")
+    cell, line = error.get("cell"), error.get("line")
+    return Raised(
+        str(error.get("type"))[:80],
+        bases,
+        cell if isinstance(cell, int) else None,
+        line if isinstance(line, int) else None,
+    )

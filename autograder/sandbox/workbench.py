@@ -1,0 +1,206 @@
+"""What answers inside the jail: calls of the student's names, gradients, and traces of what a call cost.
+
+The same workbench serves references and named mistakes outside the jail, so that one suite judges them all alike.
+Nothing that comes out of here is trusted: it is values, and values are compared outside.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import traceback
+import tracemalloc
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from autograder.sandbox.protocol import Encoder, Handle, ProtocolError, decode
+
+CELL_FILE = "<cell {}>"
+
+
+class _Encoder(Encoder):
+    """Keeps what does not travel on the bench and sends a handle."""
+
+    def __init__(self, handles: dict[int, Any]) -> None:
+        super().__init__()
+        self._handles = handles
+
+    def other(self, value: Any) -> Any:
+        number = len(self._handles) + 1
+        self._handles[number] = value
+        return {"k": "handle", "number": number, "type": type(value).__name__[:80]}
+
+
+class Workbench:
+    """Serves requests against one namespace (the one in which a notebook's cells ran)."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self._namespace = namespace
+        self._handles: dict[int, Any] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
+
+        A request holds ``op`` (has, call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, and
+        the encoded ``arguments`` (a pair of positional and keyword arguments).
+        """
+        try:
+            if request["op"] == "has":
+                return {"value": self._encode(request["name"] in self._namespace)}
+            args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
+            operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
+            target = self._target(request)
+            return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
+        except BaseException as error:
+            return {"error": describe(error)}
+
+    def _encode(self, value: Any) -> dict[str, Any]:
+        return _Encoder(self._handles).encode(value)
+
+    def _target(self, request: dict[str, Any]) -> Callable[..., Any]:
+        if "handle" not in request:
+            if request["name"] not in self._namespace:
+                raise NotImplementedError(f"{request['name']} is not defined")
+            return self._namespace[request["name"]]
+        owner = self._handles[request["handle"]]
+        method = request.get("method")
+        if method is None:
+            return owner
+        attribute = getattr(owner, method)
+        return attribute if callable(attribute) else lambda: attribute
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as data: its type's names, and the deepest cell and line of the notebook that it passed through."""
+    bases = [cls.__name__ for cls in type(error).__mro__ if getattr(builtins, cls.__name__, None) is cls]
+    cell = line = None
+    try:
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if (found := _cell_of(frame.f_code.co_filename)) is not None:
+                cell, line = found, number
+        if cell is None and isinstance(error, SyntaxError):
+            line = error.lineno
+        text = str(error)
+    except BaseException:
+        text = ""
+    out_of_memory = isinstance(error, MemoryError) or "can't allocate memory" in text or "Unable to allocate" in text
+    return {
+        "type": type(error).__name__[:80],
+        "bases": bases,
+        "cell": cell,
+        "line": line if isinstance(line, int) else None,
+        "memory": bool(out_of_memory),
+        # Only for a missing or untouched name; any other message could carry the inputs out.
+        "text": text[:200] if isinstance(error, (NotImplementedError, ProtocolError)) else "",
+    }
+
+
+def _cell_of(filename: str) -> int | None:
+    if filename.startswith("<cell ") and filename.endswith(">"):
+        number = filename[6:-1]
+        return int(number) if number.isdigit() else None
+    return None
+
+
+def _call(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    return _shallow(target(*args, **kwargs))
+
+
+def _shallow(result: Any) -> Any:
+    """load_state_dict returns a named tuple of lists, which is noise."""
+    return None if type(result).__name__ == "_IncompatibleKeys" else result
+
+
+def _after(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    result = target(*args, **kwargs)
+    return result, tuple(args)
+
+
+def _vjp(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    upstream, wrt = kwargs.pop("__upstream__"), kwargs.pop("__wrt__")
+    inputs = list(args)
+    for index in wrt:
+        inputs[index] = inputs[index].detach().clone().requires_grad_(True)
+    output = target(*inputs, **kwargs)
+    outputs, upstreams = _paired(output, upstream)
+    parameters = dict(target.named_parameters()) if isinstance(target, torch.nn.Module) else {}
+    wanted = [inputs[index] for index in wrt] + list(parameters.values())
+    gradients = torch.autograd.grad(outputs, wanted, grad_outputs=upstreams, allow_unused=True)
+    by_input, by_parameter = gradients[: len(wrt)], dict(zip(parameters, gradients[len(wrt) :], strict=True))
+    return output, tuple(by_input), by_parameter
+
+
+def _paired(output: Any, upstream: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    if isinstance(upstream, (tuple, list)):
+        pairs = [(o, u) for o, u in zip(output, upstream, strict=True) if u is not None]
+        return [o for o, _ in pairs], [u for _, u in pairs]
+    return [output[0] if isinstance(output, (tuple, list)) else output], [upstream]
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every tensor operation that runs under it, the largest tensor that one makes, and the work of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.flops, self.calls = 0, 0, set[str]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The wrapper that torch would put around us imports its compiler: many seconds, for something not used here.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.calls.add(str(func.overloadpacket).removeprefix("aten."))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += int(count(*args, **kwargs, out_val=result))
+        for item in result if isinstance(result, (tuple, list)) else (result,):
+            # A view or a broadcast costs no memory, so what counts is the storage behind it.
+            if isinstance(item, torch.Tensor) and item.layout is torch.strided:
+                self.largest = max(self.largest, item.untyped_storage().nbytes() // max(item.element_size(), 1))
+        return result
+
+
+def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    recorder = _Recorder()
+    already = tracemalloc.is_tracing()
+    if not already:
+        tracemalloc.start()
+    try:
+        with recorder:
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            previous = sys.gettrace()
+            sys.settrace(count)
+            try:
+                result = target(*args, **kwargs)
+            finally:
+                sys.settrace(previous)
+            peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not already:
+            tracemalloc.stop()
+    return {
+        "result": result,
+        "steps": steps,
+        "peak_bytes": max(peak, 0),
+        "largest": recorder.largest,
+        "flops": recorder.flops,
+        "calls": sorted(recorder.calls),
+    }
+
+
+__all__ = ["Handle", "Workbench", "describe"]

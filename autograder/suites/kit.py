@@ -1,0 +1,218 @@
+"""What hidden suites are written with: the mark of a test, comparisons that explain, inputs that separate.
+
+A message goes to a student. It says what is wrong and by how much, never what was put in or expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from autograder.sandbox.errors import Raised
+from autograder.sandbox.student import Student
+
+KINDS = ("value", "property", "gradient", "edge", "cost")
+_RTOL = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2}
+
+
+class Wrong(Exception):
+    """The submission's answer does not hold; the message is for the student."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the decorator :func:`hidden` says of a test."""
+
+    exercise: str
+    kind: str
+    weight: float
+    seconds: float
+    hint: str
+
+
+def hidden(
+    exercise: str, *, kind: str = "value", weight: float = 1.0, seconds: float = 10.0, hint: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a function as a hidden test of an exercise; its docstring is the claim that students read.
+
+    Args:
+        exercise: name of the function or class.
+        kind: value, property, gradient, edge or cost; all but ``value`` earn points only once the value tests pass.
+        weight: share of the exercise's points.
+        seconds: limit on CPU time.
+        hint: shown when the test fails and no named mistake explains it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {KINDS}")
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        test.mark = Mark(exercise, kind, weight, seconds, hint)  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One comparison of a number with its limit: below 1 it passed, and by how much."""
+
+    what: str
+    ratio: float
+
+
+_gauges: ContextVar[list[Gauge] | None] = ContextVar("gauges", default=None)
+
+
+class gauging:
+    """Collect the gauges of one test: ``with gauging() as gauges``."""
+
+    def __enter__(self) -> list[Gauge]:
+        gauges: list[Gauge] = []
+        self._token = _gauges.set(gauges)
+        return gauges
+
+    def __exit__(self, *exception: object) -> None:
+        _gauges.reset(self._token)
+
+
+def _gauge(what: str, measured: float, limit: float) -> bool:
+    ratio = measured / limit if limit > 0 else (0.0 if measured <= 0 else float("inf"))
+    if (gauges := _gauges.get()) is not None:
+        gauges.append(Gauge(what, ratio))
+    return ratio <= 1.0
+
+
+def require(condition: bool, message: str) -> None:
+    """Fail with this message unless the condition is true."""
+    if not condition:
+        raise Wrong(message)
+
+
+def at_most(measured: float, limit: float, *, what: str) -> None:
+    """Fail unless ``measured`` ≤ ``limit``."""
+    if not _gauge(what, float(measured), float(limit)):
+        raise Wrong(f"{what}: {measured:,.6g}, and at most {limit:,.6g} are allowed")
+
+
+def at_least(measured: float, limit: float, *, what: str) -> None:
+    """Fail unless ``measured`` ≥ ``limit`` > 0."""
+    if not _gauge(what, float(limit), max(float(measured), 1e-300)):
+        raise Wrong(f"{what}: {measured:,.6g}, and at least {limit:,.6g} are asked for")
+
+
+def close(
+    actual: Any, expected: Any, *, what: str, atol: float | None = None, rtol: float | None = None, dtype: bool = True
+) -> None:
+    """Fail unless ``actual`` is ``expected``: kind, shape, dtype, the same infinities, no NaN, and values.
+
+    Args:
+        actual: what the submission returned.
+        expected: array, tensor, number, or tuple of them.
+        what: how to call it in a message.
+        atol: absolute tolerance (0 by default where ``rtol`` is given).
+        rtol: tolerance relative to the largest expected magnitude; by default after the dtype.
+        dtype: whether the dtype must agree.
+    """
+    if isinstance(expected, tuple):
+        require(isinstance(actual, tuple), f"{what}: a tuple of {len(expected)} was expected, not {_kind(actual)}")
+        require(len(actual) == len(expected), f"{what}: {len(actual)} values came back instead of {len(expected)}")
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            close(one, other, what=f"{what}, value {index + 1}", atol=atol, rtol=rtol, dtype=dtype)
+        return
+    if isinstance(expected, (bool, str)) or expected is None:
+        require(type(actual) is type(expected) or isinstance(actual, np.bool_), f"{what}: it is {_kind(actual)}, not {_kind(expected)}")
+        require(actual == expected, f"{what}: it is not the right one")
+        return
+    if isinstance(expected, (int, float)) and not isinstance(actual, torch.Tensor):
+        require(
+            isinstance(actual, (int, float, np.generic)) or (isinstance(actual, np.ndarray) and actual.ndim == 0),
+            f"{what}: it is {_kind(actual)}, where one number was expected",
+        )
+        actual, expected, dtype = np.asarray(actual), np.asarray(expected), False
+    _arrays(actual, expected, what, atol, rtol, dtype)
+
+
+def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: float | None, dtype: bool) -> None:
+    if isinstance(expected, torch.Tensor):
+        require(isinstance(actual, torch.Tensor), f"{what}: it is {_kind(actual)}, where a torch tensor was expected")
+    else:
+        require(
+            isinstance(actual, (np.ndarray, np.generic)),
+            f"{what}: it is {_kind(actual)}, where a NumPy array was expected",
+        )
+    shape, wanted = tuple(actual.shape), tuple(expected.shape)
+    require(shape == wanted, f"{what}: its shape is {shape}, where {wanted} was expected")
+    kind, wanted_kind = str(actual.dtype).removeprefix("torch."), str(expected.dtype).removeprefix("torch.")
+    require(not dtype or kind == wanted_kind, f"{what}: its dtype is {kind}, where {wanted_kind} was expected")
+    a, e = _double(actual), _double(expected)
+    if not np.array_equal(np.isnan(a), np.isnan(e)):
+        raise Wrong(f"{what}: {int(np.isnan(a).sum())} of {a.size} values are NaN")
+    if not (np.array_equal(np.isposinf(a), np.isposinf(e)) and np.array_equal(np.isneginf(a), np.isneginf(e))):
+        raise Wrong(f"{what}: its infinite values stand in the wrong places")
+    finite = np.isfinite(e)
+    if not finite.any():
+        return
+    error = float(np.max(np.abs(a[finite] - e[finite])))
+    scale = float(np.max(np.abs(e[finite])))
+    if e.dtype.kind in "biu" or wanted_kind in ("bool",) or wanted_kind.startswith(("int", "uint")):
+        wrong = int(np.sum(a[finite] != e[finite]))
+        require(wrong == 0, f"{what}: {wrong} of {e.size} values are wrong")
+        return
+    if rtol is None:
+        rtol = _RTOL.get(wanted_kind, 1e-9) if atol is None else 0.0
+    allowed = (atol or 0.0) + rtol * scale
+    if not _gauge(what, error, max(allowed, 1e-300)):
+        share = float(np.mean(np.abs(a[finite] - e[finite]) > allowed))
+        raise Wrong(
+            f"{what}: {share:.0%} of the values are off; the largest error is {error:.3g}, where {allowed:.1g} is allowed"
+        )
+
+
+def _double(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().double() if value.dtype.is_floating_point else value.detach()
+        return np.asarray(value.numpy(), dtype=np.float64)
+    return np.asarray(value, dtype=np.float64)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return "a torch tensor"
+    if isinstance(value, np.ndarray):
+        return "a NumPy array"
+    name = getattr(value, "type_name", type(value).__name__)
+    return f"a value of type {name}"
+
+
+def raises(exception: type[BaseException], student: Student, name: str, *args: Any, **kwargs: Any) -> None:
+    """Fail unless the call raises this exception or a subclass of it."""
+    try:
+        student.call(name, *args, **kwargs)
+    except Raised as error:
+        require(
+            exception.__name__ in error.bases,
+            f"it should raise {exception.__name__} here, and raised {error.bases[0] if error.bases else 'something else'}",
+        )
+        return
+    raise Wrong(f"it should raise {exception.__name__} here, and returned a value")
+
+
+def tensor(rng: np.random.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of standard normal numbers drawn from ``rng``."""
+    return torch.from_numpy(rng.normal(size=shape)).to(dtype)
+
+
+def strided(array: Any) -> Any:
+    """The same values in memory with gaps and axes reversed: a submission that assumes contiguity stumbles."""
+    if isinstance(array, torch.Tensor):
+        reverse = tuple(reversed(range(array.ndim)))
+        return array.permute(reverse).contiguous().repeat_interleave(2, dim=-1)[..., ::2].permute(reverse)
+    reverse = tuple(reversed(range(array.ndim)))
+    return np.ascontiguousarray(array.transpose(reverse)).repeat(2, axis=-1)[..., ::2].transpose(reverse)
