@@ -33,14 +33,14 @@ from provenance import provenance  # noqa: E402
 from solutions import flash_gpu  # noqa: E402
 
 DEVICE = "cpu" if TINY else "cuda"
-HIDDEN, TOKENS = (64, 256) if TINY else (2048, 16384)
+HIDDEN, TOKENS = (32, 64) if TINY else (2048, 16384)
 ROUNDS = 1 if TINY else 3
-LENGTHS = [64, 128] if TINY else [512, 1024, 2048, 4096, 8192, 16384]
+LENGTHS = [32, 64] if TINY else [512, 1024, 2048, 4096, 8192, 16384]
 HEAD_DIMS = [16, 32] if TINY else [64, 128]
 DTYPES = [torch.float32, torch.float16] if TINY else [torch.bfloat16, torch.float16]
 # Relative error (Frobenius) against float64 that rounding of inputs to weights and gradients explains.
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-NAIVE_UP_TO = 128 if TINY else 8192
+NAIVE_UP_TO = 64 if TINY else 8192
 FLEX_LENGTHS = [] if TINY else [4096, 16384]
 GOAL_FROM = LENGTHS[-1] if TINY else 4096
 BACKENDS = {
@@ -229,7 +229,7 @@ def correctness(report):
     middle = LENGTHS[len(LENGTHS) // 2]
     shapes = [(TOKENS // middle, None, middle, middle), (2, 3, 1000, 1000), (1, 2, 333, 1537), (1, 2, 700, 129)]
     if TINY:
-        shapes = [(1, 2, 50, 50), (1, 1, 33, 70)]
+        shapes = [(1, 1, 50, 50), (1, 1, 33, 70)]
     right = {}
     for head_dim in HEAD_DIMS:
         for causal in (False, True):
@@ -285,7 +285,7 @@ def show(report, which, dtype, head_dim, causal, seq, batch, heads, times, sides
     for side, t in times.items():
         report.add("speed", **{"pass": which}, dtype=name_of(dtype), head_dim=head_dim, causal=causal, seq=seq,
                    batch=batch, heads=heads, side=side, tflops=work / t["ms"] / 1e9, **t)  # fmt: skip
-    cells = "".join(f"{work / times[s]['ms'] / 1e9:10.1f}" if s in times else f"{'–':>10}" for s in sides)
+    cells = "".join(f"{work / times[s]['ms'] / 1e9:10.4g}" if s in times else f"{'–':>10}" for s in sides)
     base = next(iter(BACKENDS))
     ratio = f"{times[base]['ms'] / times['ours']['ms']:8.2f}" if base in times else ""
     report.say(f"{which:8} {name_of(dtype):8} d{head_dim:<3} {'causal' if causal else 'full':6} {seq:6}" + cells + ratio)

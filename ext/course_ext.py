@@ -28,7 +28,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
-from ext import appendix, data, freshness, pages
+from ext import appendix, bibliography, data, freshness, pages
 
 logger = logging.getLogger(__name__)
 
@@ -187,11 +187,12 @@ def _mark(env: BuildEnvironment, docname: str, text: str | None = None) -> str:
 
 def trim_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out a script that only works with a network host."""
-    # sphinx-thebe is loaded by jupyter-book even when switched off, and then fails on every page.
+    # sphinx-thebe is loaded by jupyter-book even when switched off: it names a network host, and fails on every page.
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
         if "sphinx-thebe" not in str(getattr(script, "filename", script))
+        and "THEBE_JS_URL" not in str(getattr(script, "attributes", {}).get("body", ""))
     ]
 
 
@@ -258,5 +259,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", copy_mathjax)
     app.add_directive("exercise-list", ExerciseList)
     pages.setup(app)
+    bibliography.setup()
     appendix.setup(app)
     return {"version": json.dumps(1), "env_version": 1, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -58,7 +58,7 @@ def chapter_map(chapters: Sequence[Chapter], link: Callable[[Chapter], str | Non
     rows: dict[int, list[str]] = {}
     for chapter in chapters:
         rows.setdefault(level(chapter.slug), []).append(chapter.slug)
-    wide, high, step = 184, 54, 88
+    wide, high, step = 186, 60, 94
     boxes: dict[str, Box] = {}
     for k, slugs in rows.items():
         # Below its parents where there is room, in the order of the parents.
@@ -78,7 +78,7 @@ def chapter_map(chapters: Sequence[Chapter], link: Callable[[Chapter], str | Non
                 f'<path class="aid-edge" d="M{x1:g} {y1:g}C{x1:g} {y1 + bend:g} {x2:g} {y2 - bend:g} {x2:g} {y2:g}"/>'
             )
         address = link(chapter)
-        title = _wrap(f"{number}. {chapter.title}".split(), 26)[:2]
+        title = _wrap(f"{number}. {chapter.title}".split(), 25)[:3]
         top = box.y + high / 2 - (len(title) - 1) * 8 + 4.5
         text = "".join(
             f'<text x="{box.x + wide / 2:g}" y="{top + 16 * k:g}" text-anchor="middle">{html.escape(line)}</text>'

@@ -230,7 +230,10 @@ def test_an_unreadable_notebook_is_recorded_as_zero(course, book, data):
     assert not entry.needs_manual_grade
     graded = nbformat.read(course / "autograded/s001/additive/exercises.ipynb", as_version=4)
     assert "return 2 * x" not in "".join(each.source for each in graded.cells), "the solution must not leak"
-    assert [determine_grade(each)[0] for each in graded.cells if each.metadata.get("nbgrader", {}).get("grade")] == [0, 0]
+    assert [determine_grade(each)[0] for each in graded.cells if each.metadata.get("nbgrader", {}).get("grade")] == [
+        0,
+        0,
+    ]
 
 
 def test_a_manual_score_stays_and_asks_for_a_look_only_when_ours_changed(course, book):

@@ -39,6 +39,14 @@ export function number(value, digits = 4) {
   return text.replaceAll(",", "\u202f").replace("-", "−");
 }
 
+/** A number for a small square: two decimals, no more. */
+export function brief(value) {
+  if (value === null) return "–";
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1000) return String(value).replace("-", "−");
+  return (size < 10 ? value.toFixed(2) : size < 100 ? value.toFixed(1) : number(value, 2)).replace("-", "−");
+}
+
 /** A custom element whose data stands in a JSON script inside it. What it shows without JavaScript stays on error. */
 export class Widget extends HTMLElement {
   connectedCallback() {

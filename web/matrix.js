@@ -1,6 +1,6 @@
 // <aid-matrix>: a matrix of numbers to be read with pointer or arrow keys; a choice switches between its layers.
 
-import { Widget, choice, el, grid, number, reading, shade } from "./kit.js";
+import { Widget, brief, choice, el, grid, number, reading, shade } from "./kit.js";
 
 customElements.define("aid-matrix", class extends Widget {
   build(data, body) {
@@ -24,7 +24,7 @@ customElements.define("aid-matrix", class extends Widget {
       paint: (i, j, cell) => {
         const x = layers[layer].values[i][j];
         cell.style.background = x === null ? "none" : shade(x / largest);
-        cell.replaceChildren(el("span", { class: roomy ? "" : "aid-hidden" }, number(x, 2)));
+        cell.replaceChildren(el("span", { class: roomy ? "" : "aid-hidden" }, brief(x)));
       },
       visit: (i, j) => { place = [i, j]; tell(); },
     });

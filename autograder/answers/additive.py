@@ -1031,8 +1031,8 @@ edit(
 edit(
     "steps_to_connect",
     "same_dilation_in_every_layer",
-    replace="growth**layers",
-    by="growth",
+    replace="    layers = reach = 0",
+    by="    return -(-distance // ((kernel_size - 1) * growth))\n    layers = reach = 0",
     says="You dilate every layer alike, so the reach grows linearly; layer l is dilated by dilation**l.",
     hint="Print the reach of the first three layers.",
 )

@@ -26,6 +26,8 @@ Report = Callable[[str], None]
 STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$")
 # "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line
 PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?): ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
+# A build that stops says what it was on the line after one of these.
+STOPPED = re.compile(r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 VERBS = {"reading sources": "reading", "writing output": "writing"}
 
@@ -155,6 +157,8 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
                 report(f"{step[2]:>3} % {VERBS[step[1]]} {step[3]}")
             elif match := PROBLEM.match(line):
                 problems.append(Problem(_place(match["place"], root), match["text"]))
+            elif len(tail) > 1 and STOPPED.match(tail[-2]):
+                problems.append(Problem("the build", line))
             elif problems and line.startswith(("  ", "\t")) and len(problems[-1].text) < 2000:
                 # What follows a problem, indented, belongs to it.
                 problems[-1] = Problem(problems[-1].place, f"{problems[-1].text}\n{line}")

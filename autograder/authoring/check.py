@@ -18,7 +18,7 @@ from autograder import course
 from autograder.answers import Answer, shelf
 from autograder.authoring.build import build, instructor_notebook
 from autograder.course import Exercise
-from autograder.grading.judge import judge_exercises, outcome_of, run_tests
+from autograder.grading.judge import judge_exercises, run_tests
 from autograder.grading.result import ExerciseResult
 from autograder.grading.suite import seed_of, suite
 from autograder.sandbox.session import Session
@@ -196,14 +196,12 @@ def _right(exercise: Exercise, label: str, source: str, seeds: int, found: Exerc
                             f"{label} passes {verdict.test.name} by too little at seed {seed}: "
                             f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
                         )
-            session.faults.clear()
     return outcome
 
 
 def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck) -> dict[str, Any]:
     caught = named = True
     cells = _cells_with(exercise, answer.source)
-    hidden = suite(exercise.slug)
     with Session(cells) as session:
         for seed in range(seeds):
             result = judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
@@ -214,18 +212,15 @@ def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck)
                 named = False
                 tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
                 found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
-    del hidden
     return {"name": answer.name, "caught": caught, "named": named}
 
 
 def _stub(exercise: Exercise, found: ExerciseCheck) -> str:
     """The released notebook as students get it: every exercise not attempted, no point."""
-    import nbformat
-
     from autograder.grading.intake import read_notebook
 
-    text = build(exercise.slug, check=True).text
-    cells = read_notebook(text.encode(), exercise.slug, course.given_cells(exercise.slug)).cells
+    released = (course.CHAPTERS / exercise.slug / "exercises.ipynb").read_bytes()
+    cells = read_notebook(released, exercise.slug, course.given_cells(exercise.slug)).cells
     with Session(cells) as session:
         result = judge_exercises(session, cells, [exercise], _seeds(exercise.slug, 0))[0]
         for fault in session.faults.values():
@@ -233,9 +228,8 @@ def _stub(exercise: Exercise, found: ExerciseCheck) -> str:
     if result.outcome != "not_attempted" or result.score:
         found.problems.append(f"the untouched stub is {result.outcome} with {result.score:g} points")
     notebook = instructor_notebook(exercise.slug)
-    checks = nbformat.NotebookNode(
-        next(c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == f"{exercise.id}-tests")
-    ).source
+    identity = f"{exercise.id}-tests"
+    checks = next(c.source for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == identity)
     for label, head, wanted in (("reference", [course.solution(exercise.slug).text], False), ("stub", list(cells), True)):
         with Session([*head, checks]) as session:
             failed = len(head) in session.faults
@@ -296,6 +290,3 @@ def _static_problems(exercise: Exercise) -> Iterator[str]:
     for answer in shelf(slug).mistakes.get(name, []):
         if not answer.says.strip() or not answer.hint.strip():
             yield f"mistake {answer.name} has no words for the student"
-
-
-__all__ = ["CheckReport", "ExerciseCheck", "check", "check_exercise", "outcome_of"]

@@ -16,7 +16,7 @@ import torch
 
 from autograder.answers import Answer, shelf
 from autograder.course import Exercise
-from autograder.grading.suite import Run, suite
+from autograder.grading.suite import Run, own_seed, suite
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
 
@@ -59,7 +59,7 @@ def replay(slug: str, answer: Answer, test_name: str, seed: int) -> tuple[Run, J
     """Run one test against one of our own answers, in this process."""
     hidden = suite(slug)
     test = next(test for test in hidden.tests[answer.exercise] if test.name == test_name)
-    student = Student(Direct(namespace_with(slug, answer)))
+    student = Student(Direct(namespace_with(slug, answer)), own_seed(seed))
     run = hidden.run(test, student, np.random.default_rng(seed))
     return run, student.journal
 

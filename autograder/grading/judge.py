@@ -16,7 +16,7 @@ from autograder.grading.forbidden import Finding, forbidden_calls
 from autograder.grading.intake import InvalidNotebook, Notebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
-from autograder.grading.suite import HiddenTest, Run, Suite, seed_of, suite
+from autograder.grading.suite import HiddenTest, Run, Suite, own_seed, seed_of, suite
 from autograder.sandbox.errors import NotAttempted, SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.session import CellFault, Session
@@ -119,8 +119,9 @@ def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seed
             verdicts.append(Verdict(test, ended[0], ended[1], None, Journal()))
             continue
         session.allow(test.mark.seconds)
-        student = Student(session)
-        run = hidden.run(test, student, np.random.default_rng(seeds(test.name)))
+        seed = seeds(test.name)
+        student = Student(session, own_seed(seed))
+        run = hidden.run(test, student, np.random.default_rng(seed))
         outcome, message = outcome_of(run)
         verdicts.append(Verdict(test, outcome, message, run, student.journal))
         if outcome == "timeout":

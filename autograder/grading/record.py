@@ -25,7 +25,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -543,27 +542,38 @@ _INDEXES = (
 
 def _open_gradebook(url: str) -> Gradebook:
     from nbgrader.api import Gradebook
-    from sqlalchemy import text
 
     if url.startswith("sqlite:///") and "timeout=" not in url:
         url += ("&" if "?" in url else "?") + f"timeout={BUSY_SECONDS}"
-    with _own_programs_first():
-        book = Gradebook(url, COURSE_ID)
-    for table, column in _INDEXES:
-        book.db.execute(text(f"CREATE INDEX IF NOT EXISTS attn_{table}_{column} ON {table} ({column})"))
-    book.db.commit()
-    return book
+    _make_tables(url)
+    return Gradebook(url, COURSE_ID)
 
 
-@contextmanager
-def _own_programs_first() -> Iterator[None]:
-    """nbgrader asks the program ``alembic`` for its version when it makes a database: let it be this environment's."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), before])
+def _make_tables(url: str) -> None:
+    """Makes nbgrader's tables in an empty database, all or none, and our indexes in any.
+
+    ``Gradebook`` would make the tables too, but one by one, and then start a program to learn its own version.
+    """
+    from alembic.script import ScriptDirectory
+    from nbgrader.api import Base
+    from nbgrader.dbutil import ALEMBIC_DIR
+    from sqlalchemy import create_engine, inspect, text
+
+    engine = create_engine(url)
     try:
-        yield
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver leaves tables out of transactions
+            if not inspect(connection).get_table_names():
+                Base.metadata.create_all(connection)
+                version = ScriptDirectory(ALEMBIC_DIR).get_current_head()
+                connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+                connection.execute(text("INSERT INTO alembic_version VALUES (:version)"), {"version": version})
+            for table, column in _INDEXES:
+                connection.execute(text(f"CREATE INDEX IF NOT EXISTS attn_{table}_{column} ON {table} ({column})"))
+            connection.commit()
     finally:
-        os.environ["PATH"] = before
+        engine.dispose()
 
 
 def _gradebook_error(error: Exception) -> RecordError:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -62,12 +62,14 @@ class Seat:
         if report.failed:
             self.collection_errors.append(str(report.longrepr))
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-        """Keep the exception itself, which a report turns into text."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
+        """Keep the exception itself. The printed traceback that a report usually holds would cost most of the time."""
+        failed = call.excinfo is not None
         if call.excinfo is not None and self.error is None:
             self.error, self.in_setup = call.excinfo.value, call.when != "call"
-        yield
+        outcome: Literal["passed", "failed"] = "failed" if failed else "passed"
+        return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when)
 
 
 class Suite:
@@ -134,3 +136,8 @@ def seed_of(secret: bytes, assignment: str, student: str, test: str) -> int:
     """
     digest = hmac.new(secret, f"{assignment}/{student}/{test}".encode(), hashlib.sha256).digest()
     return int.from_bytes(digest[:16], "big")
+
+
+def own_seed(seed: int) -> int:
+    """The seed for what a submission draws by itself; it tells nothing of the test's own."""
+    return int.from_bytes(hashlib.sha256(f"submission {seed}".encode()).digest()[:4], "big")

@@ -242,13 +242,18 @@ def _outputs(cell: NotebookNode, exercise: ExerciseResult | None, result: Submis
     if exercise is None and result.outcome != "invalid_notebook":
         raise CellMismatch(f"the result has no exercise for the check cell {_nbgrader(cell)['grade_id']}")
     score = min(exercise.score, float(_nbgrader(cell)["points"])) if exercise else 0.0
-    outputs = [nbformat.v4.new_output("execute_result", data={"text/plain": repr(float(score))}, execution_count=None)]
+    outputs = [_output("execute_result", {"text/plain": repr(float(score))}, execution_count=None)]
     if exercise is not None:
         data = {"text/html": exercise_html(exercise), "text/plain": exercise_text(exercise)}
-        outputs.append(nbformat.v4.new_output("display_data", data=data))
+        outputs.append(_output("display_data", data))
     elif result.message:
-        outputs.append(nbformat.v4.new_output("display_data", data={"text/plain": result.message}))
+        outputs.append(_output("display_data", {"text/plain": result.message}))
     return outputs
+
+
+def _output(kind: str, data: dict[str, str], **more: None) -> NotebookNode:
+    output: NotebookNode = nbformat.from_dict({"output_type": kind, "data": data, "metadata": {}, **more})
+    return output
 
 
 def stamp(result: SubmissionResult) -> dict[str, str]:

@@ -150,8 +150,8 @@ class Encoder:
                 "k": "dict",
                 "items": [[self._node(k, depth + 1), self._node(v, depth + 1)] for k, v in value.items()],
             }
-        if isinstance(value, (torch.dtype, type)) and value.__module__ in ("torch", "numpy", "builtins"):
-            return {"k": "dtype", "name": str(value).removeprefix("torch."), "torch": isinstance(value, torch.dtype)}
+        if isinstance(value, np.dtype):
+            return {"k": "dtype", "name": value.name, "torch": False}
         if isinstance(value, torch.dtype):
             return {"k": "dtype", "name": str(value).removeprefix("torch."), "torch": True}
         if isinstance(value, Handle):
@@ -168,7 +168,7 @@ class Encoder:
             array = array.astype(array.dtype.newbyteorder("="))
         order, gap = _layout(array.shape, array.strides, array.itemsize)
         name = str(len(self._numpy))
-        self._numpy[name] = np.ascontiguousarray(array.transpose(order))
+        self._numpy[name] = np.array(array.transpose(order), order="C")  # ascontiguousarray would give a scalar an axis
         node: dict[str, Any] = {"k": "numpy", "name": name, "shape": list(array.shape), "order": order, "gap": gap}
         if isinstance(value, np.generic):
             node["scalar"] = True

@@ -73,10 +73,16 @@ class Journal:
 
 
 class Student:
-    """A submission, seen from a hidden test."""
+    """A submission, seen from a hidden test.
 
-    def __init__(self, transport: Transport) -> None:
+    Args:
+        transport: where the submission runs.
+        seed: of the random numbers that the submission itself may draw; set before the first call.
+    """
+
+    def __init__(self, transport: Transport, seed: int | None = None) -> None:
         self._transport = transport
+        self._seed = seed
         self.journal = Journal()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -139,6 +145,10 @@ class Student:
 
     def _read(self, request: Callable[[], dict[str, Any]]) -> Any:
         try:
+            if self._seed is not None:
+                # Parameters that a module draws for itself must be the same on every run, and in a replay.
+                self._transport.request({"op": "seed", "seed": self._seed})
+                self._seed = None
             reply = request()
             if "error" in reply:
                 raise _error(reply["error"])

@@ -7,6 +7,7 @@ Nothing that comes out of here is trusted: it is values, and values are compared
 from __future__ import annotations
 
 import builtins
+import random
 import sys
 import traceback
 import tracemalloc
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -46,12 +48,12 @@ class Workbench:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
-        A request holds ``op`` (has, call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, and
+        A request holds ``op`` (seed, call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, and
         the encoded ``arguments`` (a pair of positional and keyword arguments).
         """
         try:
-            if request["op"] == "has":
-                return {"value": self._encode(request["name"] in self._namespace)}
+            if request["op"] == "seed":
+                return {"value": self._encode(_seed(int(request["seed"])))}
             args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
             operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
             target = self._target(request)
@@ -105,6 +107,12 @@ def _cell_of(filename: str) -> int | None:
         number = filename[6:-1]
         return int(number) if number.isdigit() else None
     return None
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _call(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:

@@ -125,7 +125,8 @@ def close(
             close(one, other, what=f"{what}, value {index + 1}", atol=atol, rtol=rtol, dtype=dtype)
         return
     if isinstance(expected, (bool, str)) or expected is None:
-        require(type(actual) is type(expected) or isinstance(actual, np.bool_), f"{what}: it is {_kind(actual)}, not {_kind(expected)}")
+        same_kind = type(actual) is type(expected) or isinstance(actual, np.bool_)
+        require(same_kind, f"{what}: it is {_kind(actual)}, not {_kind(expected)}")
         require(actual == expected, f"{what}: it is not the right one")
         return
     if isinstance(expected, (int, float)) and not isinstance(actual, torch.Tensor):
@@ -133,6 +134,10 @@ def close(
             isinstance(actual, (int, float, np.generic)) or (isinstance(actual, np.ndarray) and actual.ndim == 0),
             f"{what}: it is {_kind(actual)}, where one number was expected",
         )
+        if isinstance(expected, int):
+            whole = isinstance(actual, (int, np.integer)) or float(np.asarray(actual)) == int(np.asarray(actual))
+            require(whole and int(actual) == expected, f"{what}: it is not the right number")
+            return
         actual, expected, dtype = np.asarray(actual), np.asarray(expected), False
     _arrays(actual, expected, what, atol, rtol, dtype)
 
@@ -159,7 +164,7 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
         return
     error = float(np.max(np.abs(a[finite] - e[finite])))
     scale = float(np.max(np.abs(e[finite])))
-    if e.dtype.kind in "biu" or wanted_kind in ("bool",) or wanted_kind.startswith(("int", "uint")):
+    if wanted_kind.startswith(("bool", "int", "uint")):
         wrong = int(np.sum(a[finite] != e[finite]))
         require(wrong == 0, f"{what}: {wrong} of {e.size} values are wrong")
         return

@@ -1,0 +1,317 @@
+"""The command `attn`: a thin line from each word to one plain function."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from autograder import course
+
+app = typer.Typer(
+    help="Attention in Depth: build the course, judge its exercises, grade a class.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Slugs = Annotated[list[str] | None, typer.Argument(metavar="[SLUG]…", help="Chapters; all of them if none is named.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
+CORES = os.cpu_count() or 1
+
+
+def main() -> None:
+    """Run the command line; known faults end in one message and exit code 1, Ctrl-C in 130."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        errors.print("Stopped. Nothing that was done is lost; run the same command again to go on.")
+        sys.exit(130)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the course's own exceptions into one clear message."""
+    from autograder.answers import AnswerError
+    from autograder.authoring.book import BookError
+    from autograder.authoring.release import ReleaseError
+    from autograder.grading.collect import CollectError
+    from autograder.grading.record import RecordError
+    from autograder.grading.suite import SuiteError
+    from autograder.sandbox.errors import SandboxUnavailable
+
+    known = (course.CourseError, AnswerError, BookError, ReleaseError, SuiteError, CollectError, RecordError, SandboxUnavailable)
+    try:
+        yield
+    except known as error:
+        errors.print(f"[bold red]attn:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _slugs(wanted: list[str] | None) -> list[str]:
+    known = course.slugs()
+    for slug in wanted or []:
+        if slug not in known:
+            raise typer.BadParameter(f"there is no chapter {slug!r} with exercises; there are: {', '.join(known)}")
+    return list(wanted or known)
+
+
+def _write_json(path: Path | None, data: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar; call what comes out with a word on each step."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[latest]}"),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(title, total=total, latest="")
+        yield lambda word: bar.update(task, advance=1, latest=word)
+
+
+@app.command()
+def build(
+    slug: Slugs = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a notebook is out of date.")] = False,
+) -> None:
+    """Make the student notebooks from their sources."""
+    from autograder.authoring.build import build as make
+
+    stale = []
+    with _explained():
+        for name in _slugs(slug):
+            built = make(name, check=check)
+            place = built.path.relative_to(course.ROOT)
+            if built.up_to_date:
+                console.print(f"{place}  up to date")
+            else:
+                stale.append(place)
+                console.print(f"{place}  [bold]{'out of date' if check else 'written'}[/]")
+    if check and stale:
+        errors.print("[bold red]attn:[/] run `attn build` and commit the notebooks")
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    slug: Slugs = None,
+    json_file: JsonFile = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many sets of hidden numbers each answer meets.")] = 5,
+    workers: Workers = CORES,
+) -> None:
+    """Judge the course itself: every right answer passes, every named mistake is caught and named."""
+    from autograder.authoring.check import CheckReport
+    from autograder.authoring.check import check as judge
+
+    slugs = _slugs(slug)
+    report = CheckReport((), ("the check did not finish",), seeds)
+    try:
+        with _explained():
+            total = sum(len(course.sheet(name).exercises) for name in slugs)
+            with _progress("exercises", total) as step:
+                report = judge(slugs, seeds=seeds, workers=workers, progress=step)
+    finally:
+        _write_json(json_file, report.as_json())
+        _write_json(course.BUILD / "check.json" if slugs == course.slugs() and report.exercises else None, report.as_json())
+    console.print(_check_table(report))
+    for problem in report.problems:
+        console.print(f"[red]•[/] {problem}", highlight=False, soft_wrap=True)
+    for exercise in report.exercises:
+        for problem in exercise.problems:
+            console.print(f"[red]•[/] {exercise.id}: {problem}", highlight=False, soft_wrap=True)
+    console.print(f"{report.caught} of {report.total} named mistakes caught and named, over {seeds} seeds.")
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+def _check_table(report: Any) -> Table:
+    table = Table("exercise", "points", "reference", "alternatives", "stub", "mistakes", "degenerate", title="attn check")
+    for exercise in report.exercises:
+        passed = sum(alternative["outcome"] == "passed" for alternative in exercise.alternatives)
+        caught = sum(mistake["caught"] and mistake["named"] for mistake in exercise.mistakes)
+        color = "red" if exercise.problems else "green"
+        table.add_row(
+            f"[{color}]{exercise.id}[/]",
+            f"{exercise.points:g}",
+            exercise.reference,
+            f"{passed}/{len(exercise.alternatives)}",
+            exercise.stub,
+            f"{caught}/{len(exercise.mistakes)}",
+            f"{max(exercise.degenerate.values(), default=0):g}",
+        )
+    return table
+
+
+@app.command()
+def release(
+    slug: Slugs = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Where (default: _build/release).")] = None,
+) -> None:
+    """Write what students get: notebooks, data, requirements; no hidden file."""
+    from autograder.authoring.release import release as make
+
+    with _explained():
+        folder = make(_slugs(slug), to)
+    console.print(f"Released to [bold]{folder}[/]", soft_wrap=True)
+
+
+@app.command()
+def grade(
+    path: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]…", help="Notebooks, folders, LMS zips.")] = None,
+    assignment: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this chapter.")] = None,
+    workers: Workers = CORES,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Send the jobs to this Dask scheduler.")] = None,
+    json_file: JsonFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Grade again what did not change.")] = False,
+    roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps LMS numbers to students.")] = None,
+    db: Annotated[str | None, typer.Option(metavar="URL", help="The gradebook (default: course/gradebook.db).")] = None,
+) -> None:
+    """Grade submissions in the jail and record the grades."""
+    run = _grade(path or [], json_file, assignment, workers, scheduler, force, roster, db)
+    if run.ungraded:
+        raise typer.Exit(1)
+
+
+def _grade(
+    paths: list[Path],
+    json_file: Path | None,
+    assignment: str | None = None,
+    workers: int = CORES,
+    scheduler: str | None = None,
+    force: bool = False,
+    roster: Path | None = None,
+    db: str | None = None,
+) -> Any:
+    from autograder.grading.run import GradeRun, Step
+    from autograder.grading.run import grade as run_grading
+
+    for given in paths:
+        if not given.exists():
+            raise typer.BadParameter(f"{given} does not exist")
+    if assignment is not None:
+        _slugs([assignment])
+    run = GradeRun()
+    try:
+        with _explained(), _progress("submissions", None) as step:
+
+            def progress(latest: Step) -> None:
+                step(f"{latest.result.student} {latest.result.assignment} of {latest.total}")
+
+            run = run_grading(
+                paths,
+                assignment=assignment,
+                workers=workers,
+                scheduler=scheduler,
+                force=force,
+                roster=roster,
+                db=db,
+                progress=progress,
+            )
+    finally:
+        _write_json(json_file, [result.as_json() for result in run.results])
+    console.print(_grade_table(run))
+    for problem in run.problems:
+        console.print(f"[yellow]•[/] {problem}", highlight=False, soft_wrap=True)
+    for slug, student, before, after in run.changed:
+        console.print(f"[yellow]•[/] {student} {slug}: {before:g} → {after:g}", highlight=False)
+    console.print(f"{run.judged} graded, {run.reused} unchanged, {len(run.ungraded)} ungraded.")
+    return run
+
+
+def _grade_table(run: Any) -> Table:
+    table = Table("student", "assignment", "score", "outcome", "mistakes named", title="attn grade")
+    for result in run.results[:60]:
+        outcomes = [exercise.outcome for exercise in result.exercises]
+        words = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
+        named = ", ".join(dict.fromkeys(e.mistake for e in result.exercises if e.mistake))
+        score = f"{result.score:g} / {result.max_score:g}" if result.status == "graded" else "ungraded"
+        table.add_row(result.student, result.assignment, score, words if result.outcome == "ok" else result.outcome, named)
+    if len(run.results) > 60:
+        table.caption = f"and {len(run.results) - 60} more; `attn report` shows all"
+    return table
+
+
+@app.command()
+def report(
+    open_it: Annotated[bool, typer.Option("--open", help="Open the class report in a browser.")] = False,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Leave the students' names out.")] = False,
+    roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps students to LMS numbers.")] = None,
+) -> None:
+    """Write the class report (HTML) and the exports (CSV for Canvas and Moodle, Gradescope's results.json)."""
+    page = _report(anonymous, roster)
+    if open_it:
+        webbrowser.open(page.as_uri())
+
+
+def _report(anonymous: bool = False, roster: Path | None = None) -> Path:
+    from autograder.reporting import write_report
+
+    with _explained():
+        page, exports = write_report(course.COURSE, anonymous=anonymous, roster=roster)
+    console.print(f"Class report: [bold]{page}[/]", soft_wrap=True)
+    for export in exports:
+        console.print(f"Export:       {export}", soft_wrap=True)
+    return page
+
+
+@app.command()
+def book(
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine afterwards.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
+) -> None:
+    """Build the HTML book."""
+    from autograder.authoring.book import build_book
+
+    with _explained():
+        build_book(strict=strict, serve=serve, report=lambda line: console.print(line, highlight=False, soft_wrap=True))
+
+
+@app.command()
+def doctor(json_file: JsonFile = None) -> None:
+    """Say what works on this machine: sandbox, GPU, browser, versions."""
+    from autograder.doctor import examine
+
+    findings = examine()
+    _write_json(json_file, [finding.as_json() for finding in findings])
+    table = Table("what", "", "detail", title="attn doctor")
+    for finding in findings:
+        mark = {"ok": "[green]works[/]", "missing": "[yellow]not here[/]", "broken": "[red]broken[/]"}[finding.state]
+        table.add_row(finding.name, mark, finding.detail)
+    console.print(table)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(json_file: JsonFile = None, workers: Workers = CORES) -> None:
+    """Grade the sample class of `examples/` end to end and say where the report is."""
+    run = _grade([course.ROOT / "examples" / "submitted"], json_file, workers=workers)
+    _report()
+    if run.ungraded:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
