@@ -187,8 +187,11 @@ def autotune_space(head_dim, device, resident=1, bytes_per_element=2):
     return [triton.Config({"BLOCK": b, "STEP": s}, num_warps=w, num_stages=n) for b, s, w, n in fitting]
 
 
-def _autotuned(own, streamed, resident):
-    """Autotune a kernel that keeps the descriptors `own` (BLOCK rows) and streams `streamed` (STEP rows)."""
+def _autotuned(own, streamed, resident, key=()):
+    """Autotune a kernel that keeps the descriptors `own` (BLOCK rows) and streams `streamed` (STEP rows).
+
+    The first call of each kind decides, for the life of the process: make it one of the size that matters.
+    """
 
     def shape_tiles(args):
         for name in (*own, *streamed):
@@ -205,7 +208,7 @@ def _autotuned(own, streamed, resident):
 
     return triton.autotune(
         hooked(autotune_space(64, "cpu" if INTERPRETED else 1 << 20, resident)),
-        key=["ahead", "HEAD_DIM", "V_DIM", "PRECISION"],
+        key=["ahead", "HEAD_DIM", "V_DIM", "PRECISION", *key],
         prune_configs_by=None if INTERPRETED else {"early_config_prune": fitting},
     )
 
@@ -240,7 +243,7 @@ def _online_softmax(acc, total, peak, q, k, v, scale_log2, seen, MASKED: tl.cons
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_autotuned(own=("q", "out"), streamed=("k", "v"), resident=1)
+@_autotuned(own=("q", "out"), streamed=("k", "v"), resident=1, key=("WINDOWED",))
 @triton.jit
 def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, GROUP: tl.constexpr,
                     WINDOWED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
@@ -588,9 +591,10 @@ def linear_attention_chunk_kernel(q, k, v, chunk=64):
 
 
 @triton.jit
-def _block_sparse_kernel(q, k, v, out, columns, ends, scale_log2, kv_seq, kv_blocks, HEAD_DIM: tl.constexpr,
+def _block_sparse_kernel(q, k, v, out, order, columns, ends, scale_log2, kv_seq, kv_blocks, HEAD_DIM: tl.constexpr,
                          V_DIM: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    block, head = tl.program_id(0), tl.program_id(1)
+    # A global row has as many blocks as a hundred others: rows start by falling length, all heads of a row together.
+    head, block = tl.program_id(0), tl.load(order + tl.program_id(1))
     q_tile = q.load([head, block * BLOCK, 0]).reshape(BLOCK, HEAD_DIM)
     acc = tl.zeros([BLOCK, V_DIM], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -635,8 +639,9 @@ def block_sparse_kernel(q, k, v, layout, block, scale=None):
     ends = torch.stack([count - partial_blocks, count], -1).to(torch.int32)
     q_rows, k_rows, v_rows = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(len(q_rows), q_seq, v_rows.shape[-1])
-    _block_sparse_kernel[(q_blocks, len(q_rows))](
-        *(_tiles(x, block) for x in (q_rows, k_rows, v_rows, out)), columns, ends,
+    order = count.argsort(descending=True).to(torch.int32)
+    _block_sparse_kernel[(len(q_rows), q_blocks)](
+        *(_tiles(x, block) for x in (q_rows, k_rows, v_rows, out)), order, columns, ends,
         (q.shape[-1] ** -0.5 if scale is None else scale) * LOG2_E, kv_seq, kv_blocks, HEAD_DIM=_tile_dim(q.shape[-1]),
         V_DIM=_tile_dim(v_dim), PRECISION=_precision(q), BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=3,
     )  # fmt: skip

@@ -60,11 +60,13 @@ __all__ = [
     "Recorder",
     "annotate",
     "database_url",
+    "open_gradebook",
     "read_result",
     "read_results",
     "released_assignment",
     "result_path",
     "write_feedback",
+    "write_report",
     "write_result",
 ]
 
@@ -130,6 +132,14 @@ def write_feedback(course: Path, result: SubmissionResult, *, name: str | None =
     with _disk(path):
         _replace(path, feedback_page(result, name=name or None, penalty=penalty).encode("utf-8", "replace"), course)
         path.with_name(f"{NOTEBOOK}.html").unlink(missing_ok=True)
+    return path
+
+
+def write_report(course: Path, name: str, data: bytes) -> Path:
+    """Writes one file below ``course/report``, whole or not at all."""
+    path = course / "report" / name
+    with _disk(path):
+        _replace_if_new(path, data, course)
     return path
 
 
@@ -319,7 +329,7 @@ class Recorder:
     def gradebook(self) -> Gradebook:
         """nbgrader's gradebook, opened when first needed (its import takes seconds)."""
         if self._gradebook is None:
-            self._gradebook = _open_gradebook(self.url)
+            self._gradebook = open_gradebook(self.url)
         return self._gradebook
 
     @contextmanager
@@ -540,13 +550,22 @@ _INDEXES = (
 """nbgrader sums grades by these columns and indexes none of them; in a large class every page would scan all rows."""
 
 
-def _open_gradebook(url: str) -> Gradebook:
+def open_gradebook(url: str) -> Gradebook:
+    """nbgrader's gradebook at this URL, made if it is not there, patient with other writers.
+
+    Raises:
+        GradebookError: the database refused.
+    """
     from nbgrader.api import Gradebook
+    from sqlalchemy.exc import SQLAlchemyError
 
     if url.startswith("sqlite:///") and "timeout=" not in url:
         url += ("&" if "?" in url else "?") + f"timeout={BUSY_SECONDS}"
-    _make_tables(url)
-    return Gradebook(url, COURSE_ID)
+    try:
+        _make_tables(url)
+        return Gradebook(url, COURSE_ID)
+    except (SQLAlchemyError, ImportError) as error:
+        raise _gradebook_error(error) from error
 
 
 def _make_tables(url: str) -> None:

@@ -64,7 +64,6 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 23, 24, 47
 _CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION = 4, 0x20080522
 _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 436, 442  # no wrapper in older C libraries; one number on all architectures
 
-
 Run = Callable[[], object]
 
 
@@ -123,6 +122,7 @@ def become_keeper(also: Collection[str] = ()) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([alive], [], [], 0)[0]:  # end of file: the watchman died before the line above
         os._exit(1)
+    os.close(alive)
     _prctl(_PR_SET_DUMPABLE, 0)  # no child may read this process, even were it the same user
 
 
@@ -219,8 +219,9 @@ def _layout(readable: tuple[Path, ...]) -> tuple[list[str], list[str], list[tupl
     """Return the directories and empty files that a root needs, and what is bound onto which of them."""
     sources = {path: path.resolve() for path in readable}
     for path, source in sources.items():
-        if COURSE.is_relative_to(source):
-            raise JailError("private root", f"{path} holds the course itself: keep them apart, install it editable")
+        inside = source.is_relative_to(COURSE) and not source.is_relative_to(Path(sys.prefix).resolve())
+        if inside or COURSE.is_relative_to(source):
+            raise JailError("private root", f"{path} would show the course: keep them apart, and install it editable")
     files = [*(path for path, source in sources.items() if not source.is_dir()), *map(Path, DEVICES)]
     directories = {Path("/dev"), Path("/proc"), Path("/tmp"), *(sources.keys() - files)}
     directories |= {parent for path in (*directories, *files) for parent in path.parents}
