@@ -53,7 +53,16 @@ def _explained() -> Iterator[None]:
     from autograder.grading.suite import SuiteError
     from autograder.sandbox.errors import SandboxUnavailable
 
-    known = (course.CourseError, AnswerError, BookError, ReleaseError, SuiteError, CollectError, RecordError, SandboxUnavailable)
+    known = (
+        course.CourseError,
+        AnswerError,
+        BookError,
+        ReleaseError,
+        SuiteError,
+        CollectError,
+        RecordError,
+        SandboxUnavailable,
+    )
     try:
         yield
     except known as error:
@@ -134,7 +143,9 @@ def check(
                 report = judge(slugs, seeds=seeds, workers=workers, progress=step)
     finally:
         _write_json(json_file, report.as_json())
-        _write_json(course.BUILD / "check.json" if slugs == course.slugs() and report.exercises else None, report.as_json())
+        _write_json(
+            course.BUILD / "check.json" if slugs == course.slugs() and report.exercises else None, report.as_json()
+        )
     console.print(_check_table(report))
     for problem in report.problems:
         console.print(f"[red]•[/] {problem}", highlight=False, soft_wrap=True)
@@ -147,7 +158,9 @@ def check(
 
 
 def _check_table(report: Any) -> Table:
-    table = Table("exercise", "points", "reference", "alternatives", "stub", "mistakes", "degenerate", title="attn check")
+    table = Table(
+        "exercise", "points", "reference", "alternatives", "stub", "mistakes", "degenerate", title="attn check"
+    )
     for exercise in report.exercises:
         passed = sum(alternative["outcome"] == "passed" for alternative in exercise.alternatives)
         caught = sum(mistake["caught"] and mistake["named"] for mistake in exercise.mistakes)
@@ -182,7 +195,9 @@ def grade(
     path: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]…", help="Notebooks, folders, LMS zips.")] = None,
     assignment: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this chapter.")] = None,
     workers: Workers = CORES,
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Send the jobs to this Dask scheduler.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Send the jobs to this Dask scheduler.")
+    ] = None,
     json_file: JsonFile = None,
     force: Annotated[bool, typer.Option("--force", help="Grade again what did not change.")] = False,
     roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps LMS numbers to students.")] = None,
@@ -247,7 +262,9 @@ def _grade_table(run: Any) -> Table:
         words = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
         named = ", ".join(dict.fromkeys(e.mistake for e in result.exercises if e.mistake))
         score = f"{result.score:g} / {result.max_score:g}" if result.status == "graded" else "ungraded"
-        table.add_row(result.student, result.assignment, score, words if result.outcome == "ok" else result.outcome, named)
+        table.add_row(
+            result.student, result.assignment, score, words if result.outcome == "ok" else result.outcome, named
+        )
     if len(run.results) > 60:
         table.caption = f"and {len(run.results) - 60} more; `attn report` shows all"
     return table

@@ -6,6 +6,7 @@ Everything else is derived from here and from `solutions/<slug>.py`; nothing is 
 from __future__ import annotations
 
 import ast
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -85,7 +86,9 @@ def check_slugs(wanted: list[str] | None) -> list[str]:
     known = slugs()
     for slug in wanted or []:
         if slug not in known:
-            raise CourseError(f"chapters/{slug}/exercises.md does not exist; chapters with exercises: {', '.join(known)}")
+            raise CourseError(
+                f"chapters/{slug}/exercises.md does not exist; chapters with exercises: {', '.join(known)}"
+            )
     return list(wanted or known)
 
 
@@ -210,6 +213,16 @@ def _is_future(node: ast.stmt) -> bool:
 
 def _is_dunder_all(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+
+
+@cache
+def current_release(slug: str) -> str | None:
+    """The stamp of the chapter's student notebook as it stands, which submissions carry."""
+    path = CHAPTERS / slug / "exercises.ipynb"
+    if not path.is_file():
+        return None
+    stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"]["attention_in_depth"]["release"]
+    return str(stamp)
 
 
 def given_cells(slug: str) -> dict[str, str]:

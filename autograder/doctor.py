@@ -83,7 +83,9 @@ def _browser() -> Finding:
 def _postgres() -> Finding:
     if os.environ.get("ATTN_DB", "").startswith("postgresql"):
         return Finding("gradebook", "ok", "PostgreSQL, from ATTN_DB")
-    return Finding("gradebook", "ok", f"SQLite, {course.GRADEBOOK.relative_to(course.ROOT)}; set ATTN_DB for PostgreSQL")
+    return Finding(
+        "gradebook", "ok", f"SQLite, {course.GRADEBOOK.relative_to(course.ROOT)}; set ATTN_DB for PostgreSQL"
+    )
 
 
 def _secret() -> Finding:

@@ -98,7 +98,7 @@ def _flow(items: Sequence[tuple[str, str, str]], left: float, top: float, right:
     """Names in running lines, a coloured dot before each: (name, colour, tooltip); gives the markup and its height."""
     x, y, parts = left, top, []
     for name, colour, tip in items:
-        wide = 7.0 * len(name) + 24
+        wide = 7.3 * len(name) + 26
         if x + wide > right and x > left:
             x, y = left, y + 21
         parts.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,19 @@ def _exercises(source: Path, changed: int) -> list[Exercise]:
     return found
 
 
+class scroll_box(nodes.General, nodes.Element):
+    """A frame around a table that scrolls sideways on a narrow page, and that the keyboard can reach."""
+
+
+def _visit_scroll_box(self: Any, node: scroll_box) -> None:
+    name = html.escape(node["label"])
+    self.body.append(f'<div class="aid-tablebox" role="region" tabindex="0" aria-label="{name}">\n')
+
+
+def _depart_scroll_box(self: Any, node: scroll_box) -> None:
+    self.body.append("</div>\n")
+
+
 class marked_row(nodes.row):
     """A table row that says what it is in `data-…` attributes, for `<aid-filter>`."""
 
@@ -72,6 +86,7 @@ def _depart_marked_row(self: Any, node: marked_row) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register the nodes."""
+    app.add_node(scroll_box, html=(_visit_scroll_box, _depart_scroll_box))
     app.add_node(marked_row, html=(_visit_marked_row, _depart_marked_row))
 
 
@@ -124,7 +139,8 @@ def table(
     numbers: Sequence[int] = (),
     classes: Sequence[str] = (),
     attributes: Sequence[dict[str, Any]] = (),
-) -> nodes.container:
+    label: str = "",
+) -> nodes.Element:
     """A table that scrolls by itself where it is wider than the page.
 
     Args:
@@ -132,6 +148,7 @@ def table(
         rows: cells of text or of nodes.
         numbers: the columns to set flush right.
         classes: classes of the table.
+        label: what the table is, for those who hear it; by default the column heads.
         attributes: for each row its `ids`, and `marks` to filter by (`data-…` in the page).
     """
     body = nodes.tbody()
@@ -156,8 +173,9 @@ def table(
     group = nodes.tgroup(cols=len(heads))
     group += [nodes.colspec(colwidth=1) for _ in heads]
     group += [head_body, body]
+    label = label or "Table: " + ", ".join(heads)
     whole = nodes.table(classes=["aid-table", *classes])
     whole += group
-    box = nodes.container(classes=["aid-tablebox"])
+    box = scroll_box(label=label)
     box += whole
     return box

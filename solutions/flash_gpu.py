@@ -144,6 +144,10 @@ def _precision(x):
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
+def _multiprocessors(x):
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
 def _tile_dim(dim):
     return max(16, triton.next_power_of_2(dim))
 
@@ -515,8 +519,7 @@ def flash_decode(q, k, v, splits=None, scale=None):
     q_rows = _rows(q.reshape(len(k_rows), group, q.shape[-1]))
     step = 16 if INTERPRETED else 64
     if splits is None:
-        programs = 4 * (1 if INTERPRETED else torch.cuda.get_device_properties(q.device).multi_processor_count)
-        splits = min(triton.cdiv(programs, len(k_rows)), triton.cdiv(kv_seq, 4 * step), 128)
+        splits = min(triton.cdiv(4 * _multiprocessors(q), len(k_rows)), triton.cdiv(kv_seq, 4 * step), 128)
     share = triton.cdiv(triton.cdiv(kv_seq, splits), step) * step
     splits = triton.cdiv(kv_seq, share)
     dims = dict(V_DIM=_tile_dim(v_dim))
@@ -580,12 +583,12 @@ def linear_attention_chunk_kernel(q, k, v, chunk=64):
         return q.new_zeros(*q.shape[:-1], v_dim)
     q_rows, k_rows, v_rows = _rows(q), _rows(k), _rows(v)
     out = torch.empty_like(v_rows)
-    # Columns of v are independent: splitting them gives a device more programs than there are heads.
-    v_block = min(32, _tile_dim(v_dim))
+    # Columns of v are independent. Splitting them gives more programs, and reads q and k once more for each part.
+    v_block = min(64 if len(q_rows) >= _multiprocessors(q) else 32, _tile_dim(v_dim))
     _linear_kernel[(triton.cdiv(v_dim, v_block), len(q_rows))](
         _tiles(q_rows, chunk), _tiles(k_rows, chunk), TensorDescriptor.from_tensor(v_rows, [1, chunk, v_block]),
         TensorDescriptor.from_tensor(out, [1, chunk, v_block]), q.shape[-2], HEAD_DIM=_tile_dim(q.shape[-1]),
-        V_BLOCK=v_block, CHUNK=chunk, PRECISION=_precision(q), num_warps=4, num_stages=2,
+        V_BLOCK=v_block, CHUNK=chunk, PRECISION=_precision(q), num_warps=4, num_stages=3,
     )  # fmt: skip
     return out[..., :v_dim].reshape(*q.shape[:-1], v_dim)
 

@@ -97,9 +97,8 @@ def edit(exercise: str, name: str, *, replace: str, by: str, says: str, hint: st
     source = reference_source(slug, exercise)
     found = source.count(replace)
     if found != count:
-        raise AnswerError(
-            f"answers/{slug}.py, {exercise}, {name}: the text to replace stands {found} times in the reference, not {count}"
-        )
+        place = f"answers/{slug}.py, {exercise}, {name}"
+        raise AnswerError(f"{place}: the text to replace stands {found} times in the reference, not {count}")
     _shelve(slug, "mistakes", Answer(exercise, name, source.replace(replace, by), says, hint))
 
 

@@ -1,7 +1,8 @@
 """Makes the student notebooks: `exercises.md` and `solutions/<slug>.py` in, `exercises.ipynb` out.
 
-The instructor's notebook (with answers between nbgrader's markers) goes to `course/source/`, which git ignores; nbgrader's
-own generate step turns it into the student's, so that its metadata is nbgrader's to the byte. Rebuilding changes no byte.
+The instructor's notebook (with answers between nbgrader's markers) goes to `course/source/`, which git ignores;
+nbgrader's own generate step turns it into the student's, so that its metadata is nbgrader's to the byte. Rebuilding
+changes no byte.
 """
 
 from __future__ import annotations
@@ -165,16 +166,14 @@ def marked(definition: Definition) -> str:
     lines = definition.source.rstrip("\n").split("\n")
     node = ast.parse(definition.source).body[0]
     assert isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    functions = [node] if isinstance(node, ast.FunctionDef) else [n for n in node.body if isinstance(n, ast.FunctionDef)]
-    for function in reversed(functions):
-        body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    parts = [node] if isinstance(node, ast.FunctionDef) else node.body
+    for function in reversed([part for part in parts if isinstance(part, ast.FunctionDef)]):
+        documented = ast.get_docstring(function) is not None
+        body = function.body[1:] if documented else function.body
         if not body or (len(body) == 1 and isinstance(body[0], ast.Pass)):
             raise course.CourseError(f"{definition.name}: {function.name} has no body to be written")
         # A comment above the first statement belongs to the answer, so the region starts right after the docstring.
-        if ast.get_docstring(function) is not None:
-            first = function.body[0].end_lineno or 0
-        else:
-            first = body[0].lineno - 1
+        first = (function.body[0].end_lineno or 0) if documented else body[0].lineno - 1
         last = function.end_lineno or len(lines)
         indent = " " * body[0].col_offset
         lines[first:last] = [indent + _BEGIN, *_stripped(lines[first:last]), indent + _END]

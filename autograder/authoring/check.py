@@ -1,8 +1,8 @@
 """The author's judge: proves that the hidden suites judge well, chapter by chapter.
 
 For every exercise: the reference and each alternative pass, the untouched stub is "not attempted", every named mistake
-fails and its feedback names it, and no degenerate answer earns a point; over several seeds, with margin at every numeric gate,
-through the very jail in which students' work is graded.
+fails and its feedback names it, and no degenerate answer earns a point; over several seeds, with margin at every
+numeric gate, through the very jail in which students' work is graded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from autograder.sandbox.session import Session
 MARGIN = 2.0
 MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
 
-# Answers that know nothing. Each keeps the reference's call, so that shapes and dtypes are right and only the values are not.
+# Answers that know nothing. Each keeps the reference's call: shapes and dtypes are right, only the values are not.
 DEGENERATE = {
     "none": "None",
     "echo": "_args[0] if _args else next(iter(_kwargs.values()), None)",
@@ -133,7 +133,8 @@ def _chapter_problems(slug: str) -> Iterator[str]:
         yield f"chapters/{slug}/exercises.ipynb is not what its sources make; run `attn build {slug}`"
     mistakes = [len(shelf(slug).mistakes.get(e.name, [])) for e in course.sheet(slug).exercises]
     if mistakes and sum(mistakes) / len(mistakes) < MEAN_MISTAKES:
-        yield f"{sum(mistakes) / len(mistakes):.1f} named mistakes an exercise on average; {MEAN_MISTAKES:g} are asked for"
+        mean = sum(mistakes) / len(mistakes)
+        yield f"{mean:.1f} named mistakes an exercise on average; {MEAN_MISTAKES:g} are asked for"
     known = {exercise.name for exercise in course.sheet(slug).exercises}
     for name in (set(suite(slug).tests) | set(shelf(slug).mistakes) | set(shelf(slug).alternatives)) - known:
         yield f"{name} has tests or answers, but chapters/{slug}/exercises.md has no such exercise"
@@ -230,7 +231,10 @@ def _stub(exercise: Exercise, found: ExerciseCheck) -> str:
     notebook = instructor_notebook(exercise.slug)
     identity = f"{exercise.id}-tests"
     checks = next(c.source for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == identity)
-    for label, head, wanted in (("reference", [course.solution(exercise.slug).text], False), ("stub", list(cells), True)):
+    for label, head, wanted in (
+        ("reference", [course.solution(exercise.slug).text], False),
+        ("stub", list(cells), True),
+    ):
         with Session([*head, checks]) as session:
             failed = len(head) in session.faults
         if failed != wanted:

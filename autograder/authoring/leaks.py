@@ -33,7 +33,9 @@ def leak_problems(slugs: Sequence[str], places: Sequence[Path] | None = None) ->
     for path in _files(places):
         text = _normal(_text(path))
         for lines, solutions in secrets.values():
-            problems += [f"{_name(path)} holds a line of {origin}: {line[:60]}…" for line, origin in lines if line in text]
+            problems += [
+                f"{_name(path)} holds a line of {origin}: {line[:60]}…" for line, origin in lines if line in text
+            ]
             for name, body in solutions.items():
                 if sum(line in text for line in body) >= min(MANY_LINES, len(body)) and body:
                     problems.append(f"{_name(path)} holds the solution of {name}")
@@ -69,7 +71,8 @@ def _secrets(slug: str) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
     lines = []
     for path in (SUITES / f"test_{slug}.py", SUITES.parent / "answers" / f"{slug}.py"):
         lines += [
-            (line, f"{path.parent.name}/{path.name}") for line in _telling(path.read_text(encoding="utf-8"), public, LONG_LINE)
+            (line, f"{path.parent.name}/{path.name}")
+            for line in _telling(path.read_text(encoding="utf-8"), public, LONG_LINE)
         ]
     for answers in shelf(slug).mistakes.values():
         lines += [(_normal(a.hint), f"answers/{slug}.py") for a in answers if _normal(a.hint) not in public]
@@ -94,6 +97,10 @@ def _telling(text: str, public: str, length: int) -> list[str]:
     found = []
     for line in text.splitlines():
         line = _normal(line.strip())
-        if len(line) >= length and not line.startswith(("import ", "from ", "#", '"""', "BEGIN", "### ")) and line not in public:
+        if (
+            len(line) >= length
+            and not line.startswith(("import ", "from ", "#", '"""', "BEGIN", "### "))
+            and line not in public
+        ):
             found.append(line)
     return found

@@ -44,14 +44,21 @@ def release(slugs: Sequence[str], to: Path | None = None) -> Path:
             shutil.copytree(data, target / "data")
         stamp = json.loads(built.text)["metadata"]["attention_in_depth"]["release"]
         sheet = course.sheet(slug)
-        assignments[slug] = {"title": sheet.title, "release": stamp, "points": sheet.points, "exercises": len(sheet.exercises)}
+        assignments[slug] = {
+            "title": sheet.title,
+            "release": stamp,
+            "points": sheet.points,
+            "exercises": len(sheet.exercises),
+        }
         # nbgrader's own tools (formgrader, the exchange) look for releases here.
         own = course.RELEASE / slug
         own.mkdir(parents=True, exist_ok=True)
         (own / "exercises.ipynb").write_text(built.text, encoding="utf-8")
     for template in sorted(TEMPLATES.iterdir()):
         shutil.copy(template, folder / template.name.replace("dot-", "."))
-    (folder / "release.json").write_text(json.dumps({"schema": 1, "assignments": assignments}, indent=2) + "\n", encoding="utf-8")
+    (folder / "release.json").write_text(
+        json.dumps({"schema": 1, "assignments": assignments}, indent=2) + "\n", encoding="utf-8"
+    )
     problems = leak_problems(slugs, [folder])
     if problems:
         shutil.rmtree(folder)

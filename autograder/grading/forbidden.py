@@ -126,7 +126,9 @@ def _local_aliases(root: ast.AST, aliases: dict[str, str]) -> dict[str, str]:
     for node in ast.walk(root):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             dotted = _dotted(node.value, {**aliases, **local})
-            if dotted is not None and dotted.partition(".")[0] in {value.partition(".")[0] for value in aliases.values()}:
+            if dotted is not None and dotted.partition(".")[0] in {
+                value.partition(".")[0] for value in aliases.values()
+            }:
                 local[node.targets[0].id] = dotted
     return local
 
@@ -139,8 +141,9 @@ def _dotted_names(root: ast.AST, aliases: dict[str, str]) -> Iterator[tuple[str,
                 yield dotted, node.lineno
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             owner = _dotted(node.args[0], aliases) if node.args else None
-            if owner is not None and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
-                yield f"{owner}.{node.args[1].value}", node.lineno
+            attribute = node.args[1] if len(node.args) > 1 else None
+            if owner is not None and isinstance(attribute, ast.Constant) and isinstance(attribute.value, str):
+                yield f"{owner}.{attribute.value}", node.lineno
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 yield f"{node.module}.{alias.name}", node.lineno

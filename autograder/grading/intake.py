@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import nbformat
 
@@ -23,16 +22,14 @@ class Notebook:
 
     cells: tuple[str, ...]
     grade_ids: tuple[str | None, ...]
-    sha256: str
     release: str | None = None
-    notes: tuple[str, ...] = field(default=())
 
 
 def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -> Notebook:
     """The code cells of a notebook.
 
-    Locked cells count as they were released: cells whose ``grade_id`` stands in ``given`` are replaced by its source, and
-    those that are missing are put in front. Visible checks (``…-tests``) are left out: they decide no grade.
+    Locked cells count as they were released: cells whose ``grade_id`` stands in ``given`` are replaced by its source,
+    and those that are missing are put in front. Visible checks (``…-tests``) are left out: they decide no grade.
 
     Args:
         data: the file's bytes.
@@ -42,7 +39,6 @@ def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -
     Raises:
         InvalidNotebook: it is empty, too large, not JSON, or not a notebook.
     """
-    sha256 = hashlib.sha256(data).hexdigest()
     notebook = _parse(data)
     given = dict(given or {})
     cells: list[str] = []
@@ -62,7 +58,6 @@ def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -
     return Notebook(
         cells=tuple([source for _, source in front] + cells),
         grade_ids=tuple([identity for identity, _ in front] + grade_ids),
-        sha256=sha256,
         release=_release(notebook),
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
 from autograder.grading.forbidden import Finding, forbidden_calls
-from autograder.grading.intake import InvalidNotebook, Notebook, read_notebook
+from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
 from autograder.grading.suite import HiddenTest, Run, Suite, own_seed, seed_of, suite
-from autograder.sandbox.errors import NotAttempted, SandboxUnavailable, StudentError
+from autograder.sandbox.errors import SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.session import CellFault, Session
 from autograder.sandbox.student import Journal, Student
@@ -62,28 +62,42 @@ def judge_notebook(
         seconds = round(time.perf_counter() - start, 3)
         score = round(sum(exercise.score for exercise in graded), 6)
         return SubmissionResult(
-            slug, student, sha256, seed, status, outcome, score, total, seconds, tuple(graded), **more  # type: ignore[arg-type]
+            slug,
+            student,
+            sha256,
+            seed,
+            status,
+            outcome,
+            score,
+            total,
+            seconds,
+            tuple(graded),
+            **more,  # type: ignore[arg-type]
         )
 
-    sha256 = ""
+    sha256 = hashlib.sha256(data).hexdigest()
     try:
         notebook = read_notebook(data, slug, course.given_cells(slug))
-        sha256 = notebook.sha256
     except InvalidNotebook as error:
-        import hashlib
-
-        sha256 = hashlib.sha256(data).hexdigest()
-        return result(
-            "graded", "invalid_notebook", [_blank(e, "invalid_notebook", str(error)) for e in exercises], message=str(error)
-        )
+        blank = [_blank(exercise, "invalid_notebook", str(error)) for exercise in exercises]
+        return result("graded", "invalid_notebook", blank, message=str(error))
     try:
         with Session(notebook.cells, limits) as session:
-            graded = judge_exercises(session, notebook.cells, exercises, lambda test: seed_of(secret, slug, student, test))
-    except SandboxUnavailable as error:
-        return result("ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error))
-    except GraderFault as error:
-        return result("ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error))
-    return result("graded", "ok", graded, release=notebook.release, notes=notebook.notes)
+            graded = judge_exercises(
+                session, notebook.cells, exercises, lambda test: seed_of(secret, slug, student, test)
+            )
+    except (SandboxUnavailable, GraderFault) as error:
+        return result(
+            "ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error)
+        )
+    return result("graded", "ok", graded, release=notebook.release, notes=_notes(slug, notebook.release))
+
+
+def _notes(slug: str, release: str | None) -> tuple[str, ...]:
+    """What instructor and student should know about the notebook as a whole."""
+    if release is not None and release != course.current_release(slug):
+        return ("This notebook is of another release of the exercises than the one that is graded here.",)
+    return ()
 
 
 class GraderFault(Exception):
@@ -173,7 +187,9 @@ def score(
             message = "holds; it earns its points once the values are right"
         hint = verdict.test.mark.hint if verdict.outcome != "passed" else ""
         points = round(most if earns else 0.0, 6)
-        tests.append(TestResult(verdict.test.name, verdict.test.claim, verdict.outcome, points, round(most, 6), message, hint))
+        tests.append(
+            TestResult(verdict.test.name, verdict.test.claim, verdict.outcome, points, round(most, 6), message, hint)
+        )
     outcome = next((test.outcome for test in tests if test.outcome != "passed"), "passed")
     named = None
     if outcome not in ("passed", "not_attempted"):
@@ -204,7 +220,9 @@ def _remark(
     broken = [r.id.partition("-")[2] for r in before if r.outcome != "passed"]
     used = [name for name in exercise.uses if name in broken]
     if outcome != "not_attempted" and used:
-        return f"This exercise may use {', '.join(f'`{name}`' for name in used)}, which is not right yet: mend that first."
+        return (
+            f"This exercise may use {', '.join(f'`{name}`' for name in used)}, which is not right yet: mend that first."
+        )
     return ""
 
 
@@ -226,6 +244,3 @@ def _forbidden(exercise: Exercise, hidden: Suite, findings: Sequence[Finding]) -
         for test in hidden.tests.get(exercise.name, [])
     )
     return ExerciseResult(exercise.id, exercise.title, "forbidden", 0.0, exercise.points, message=message, tests=tests)
-
-
-__all__ = ["GraderFault", "NotAttempted", "Notebook", "Path", "judge_exercises", "judge_notebook"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -86,11 +87,14 @@ def grade(
     known = course.slugs()
     for slug in known:
         build(slug)  # the gradebook learns its cells from the instructor's notebook
+        if folder != course.COURSE:
+            shutil.copytree(course.SOURCE / slug, folder / "source" / slug, dirs_exist_ok=True)
     register = Roster.read(roster) if roster else None
     run = GradeRun()
     with find_submissions(paths or [folder / "submitted"], assignment, known=known, roster=register) as collected:
         run.problems = list(collected.problems)
-        with Recorder(folder, db=db, roster=register) as recorder:
+        config = course.ROOT / "nbgrader_config.py"
+        with Recorder(folder, db=db, config=config, roster=register) as recorder:
             for submission, data, result, fresh in _judged(collected, folder, workers, scheduler, force):
                 before = _previous(folder, submission)
                 if fresh or not recorder.is_recorded(result):
@@ -108,16 +112,16 @@ def grade(
 Judged = tuple[Submission, bytes, SubmissionResult, bool]
 
 
-def _judged(
-    collected: Collected, folder: Path, workers: int, scheduler: str | None, force: bool
-) -> Iterator[Judged]:
+def _judged(collected: Collected, folder: Path, workers: int, scheduler: str | None, force: bool) -> Iterator[Judged]:
     """Results as they come, in any order; the flag says whether the submission was judged just now."""
     secret = course_secret()
     todo: list[Submission] = []
     for submission in collected.submissions:
         data = submission.read()
         previous = None if force else _previous(folder, submission)
-        if previous is not None and previous.fingerprint == fingerprint(submission.slug, submission.student, data, secret):
+        if previous is not None and previous.fingerprint == fingerprint(
+            submission.slug, submission.student, data, secret
+        ):
             yield submission, data, previous, False
         else:
             todo.append(submission)
@@ -138,7 +142,11 @@ def _run_jobs(
             submission, attempt = queue.pop()
             data = submission.read()
             try:
-                flying[executor.submit(_job, data, submission.slug, submission.student, secret)] = submission, data, attempt
+                flying[executor.submit(_job, data, submission.slug, submission.student, secret)] = (
+                    submission,
+                    data,
+                    attempt,
+                )
             except RuntimeError:  # the pool broke; its jobs come back below as failed futures
                 queue.append((submission, attempt))
                 break
@@ -179,7 +187,7 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[Callable[[], Exe
     if scheduler is not None:
         from distributed import Client
 
-        with Client(scheduler, timeout=20) as client:
+        with Client(scheduler, timeout=20) as client:  # type: ignore[no-untyped-call]
             yield client.get_executor
         return
     pools: list[ProcessPoolExecutor] = []
@@ -231,7 +239,11 @@ def _judge_version(slug: str) -> str:
 
 def fingerprint(slug: str, student: str, data: bytes, secret: bytes) -> str:
     """What a result depends on; the same fingerprint means the same result."""
-    parts = [_judge_version(slug), hashlib.sha256(data).hexdigest(), hashlib.sha256(secret + student.encode()).hexdigest()]
+    parts = [
+        _judge_version(slug),
+        hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(secret + student.encode()).hexdigest(),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -69,7 +69,8 @@ class Seat:
         if call.excinfo is not None and self.error is None:
             self.error, self.in_setup = call.excinfo.value, call.when != "call"
         outcome: Literal["passed", "failed"] = "failed" if failed else "passed"
-        return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, call.when)
+        when = call.when if call.when != "collect" else "call"
+        return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, when)
 
 
 class Suite:
@@ -83,7 +84,18 @@ class Suite:
         self._seat = Seat()
         # No ini-file, no cache, no capture: what runs here is the suite alone, wherever the caller stands.
         arguments = [str(path), "-c", os.devnull, "--rootdir", str(SUITES), "-p", "no:cacheprovider", "-s"]
-        arguments += ["-p", "no:terminal", "-W", "ignore", "-p", "no:xdist", "-p", "no:timeout", "-p", "no:faulthandler"]
+        arguments += [
+            "-p",
+            "no:terminal",
+            "-W",
+            "ignore",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:timeout",
+            "-p",
+            "no:faulthandler",
+        ]
         config = _prepareconfig(arguments)
         config.pluginmanager.register(self._seat, "attn-seat")
         config._do_configure()

@@ -140,12 +140,14 @@ class Assignment:
         cells = {exercise.id: Cell(exercise.outcome, exercise.score) for exercise in result.exercises}
         self.rows.append(Row(result.student, result.score, result.outcome, cells))
         for exercise in result.exercises:
-            self._count(exercise)
+            self._count(exercise, readable=result.outcome == "ok")
 
-    def _count(self, exercise: ExerciseResult) -> None:
+    def _count(self, exercise: ExerciseResult, readable: bool) -> None:
         summary = self.exercises.setdefault(
             exercise.id, ExerciseSummary(exercise.id, exercise.title, exercise.max_score)
         )
+        if not readable:  # a file that cannot be read says nothing about an exercise
+            return
         summary.shares.append(exercise.score / exercise.max_score if exercise.max_score else 0.0)
         summary.outcomes[exercise.outcome] += 1
         if exercise.mistake:
@@ -157,7 +159,7 @@ class Assignment:
         for summary in self.exercises.values():
             own, rest = [], []
             for row in self.rows:
-                if summary.id in row.cells:
+                if summary.id in row.cells and row.outcome == "ok":
                     own.append(row.cells[summary.id].score)
                     rest.append(row.score - row.cells[summary.id].score)
             summary.discrimination = correlation(own, rest)

@@ -90,8 +90,8 @@ def next_steps(result: SubmissionResult) -> list[Step]:
 
 def _advice(exercise: ExerciseResult) -> str:
     failing = next((test for test in exercise.tests if test.outcome not in ("passed", "not_attempted")), None)
-    hint = exercise.mistake_hint or (failing.hint if failing else "")
-    return hint or outcome(exercise.outcome).advice
+    words = [exercise.says, exercise.mistake_hint] if exercise.says else [failing.hint if failing else ""]
+    return " ".join(text for text in words if text) or outcome(exercise.outcome).advice
 
 
 def _summary(result: SubmissionResult) -> str:

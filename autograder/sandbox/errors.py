@@ -1,12 +1,12 @@
 """What can happen to a call into a submission, seen from outside.
 
-    StudentError
-      Raised            the code raised an exception
-      NotAttempted      the name is missing, or still raises NotImplementedError
-      Crashed           its process died, or answered nonsense
-      TimedOut          the time limit of a test, or of the submission, was reached
-      OutOfMemory       the memory limit was reached
-    SandboxUnavailable  the grader cannot build the jail: nobody's grade
+StudentError
+  Raised            the code raised an exception
+  NotAttempted      the name is missing, or still raises NotImplementedError
+  Crashed           its process died, or answered nonsense
+  TimedOut          the time limit of a test, or of the submission, was reached
+  OutOfMemory       the memory limit was reached
+SandboxUnavailable  the grader cannot build the jail: nobody's grade
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How values cross the border between grader and submission.
 
 A frame is eight bytes of length and one msgpack map. Numbers, text and containers travel as msgpack; arrays and
-tensors travel beside them as safetensors. Neither format can carry code, and nothing here is ever unpickled. Every size,
-depth and count is capped before it is believed, because the other side may be hostile.
+tensors travel beside them as safetensors. Neither format can carry code, and nothing here is ever unpickled. Every
+size, depth and count is capped before it is believed, because the other side may be hostile.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _read(connection: socket.socket, count: int) -> bytes:
 def encode(value: Any) -> dict[str, Any]:
     """The value as a msgpack-able map: ``tree`` and the arrays it names, as safetensors.
 
-    A value of a kind that does not travel becomes ``Opaque``; ``register`` in :class:`Encoder` may turn it into a handle.
+    A value of a kind that does not travel becomes ``Opaque``; a subclass of :class:`Encoder` may send a handle instead.
     """
     return Encoder().encode(value)
 
@@ -243,7 +243,11 @@ class _Decoder:
         if kind == "dtype":
             return getattr(torch, node["name"]) if node["torch"] else np.dtype(node["name"])
         if kind == "handle":
-            return Handle(int(node["number"]), str(node["type"])) if self._handles is None else self._handles[node["number"]]
+            return (
+                Handle(int(node["number"]), str(node["type"]))
+                if self._handles is None
+                else self._handles[node["number"]]
+            )
         if kind == "generator":
             spec = Generator(int(node["seed"]), str(node["library"]))
             return _make_generator(spec) if self._generators else spec
@@ -253,7 +257,7 @@ class _Decoder:
 
     def _array(self, node: dict[str, Any], kind: str) -> Any:
         shape, order = [int(n) for n in node["shape"]], [int(n) for n in node["order"]]
-        stored = self._numpy[node["name"]] if kind == "numpy" else self._torch[node["name"]]
+        stored: Any = self._numpy[node["name"]] if kind == "numpy" else self._torch[node["name"]]
         if sorted(order) != list(range(len(shape))) or list(stored.shape) != [shape[axis] for axis in order]:
             raise ProtocolError("an array whose shape contradicts itself")
         if node["gap"] and stored.ndim:

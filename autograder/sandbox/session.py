@@ -30,6 +30,7 @@ from autograder.sandbox.errors import Crashed, OutOfMemory, SandboxUnavailable, 
 from autograder.sandbox.jail import ENVIRONMENT, Limits
 from autograder.sandbox.protocol import Closed, ProtocolError, receive, send
 
+LIMITS = Limits(cpu_seconds=60, address_space=3 << 30, processes=16)
 CELL_SECONDS = 20.0
 MAX_RESPAWNS = 8
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -162,7 +163,7 @@ class Session:
     """One submission's process; a :class:`~autograder.sandbox.student.Transport`."""
 
     def __init__(self, cells: Sequence[str], limits: Limits | None = None, server: WarmServer | None = None) -> None:
-        self._cells, self._limits = list(cells), limits or Limits()
+        self._cells, self._limits = list(cells), limits or LIMITS
         self._server = server
         self._child: Child | None = None
         self._spent = 0.0  # CPU seconds of children that ended

@@ -102,7 +102,7 @@ class Student:
     def vjp(
         self, name: str, /, *args: Any, upstream: Any, wrt: Sequence[int] = (0,), **kwargs: Any
     ) -> tuple[Any, tuple[Any, ...]]:
-        """Output and the vector-Jacobian products with respect to the positional arguments ``wrt`` (None: no gradient)."""
+        """Output, and the vector-Jacobian products for the positional arguments ``wrt`` (None: no gradient)."""
         kwargs |= {"__upstream__": upstream, "__wrt__": list(wrt)}
         output, gradients, _ = self._pair(self._ask("vjp", {"name": name}, args, kwargs), 3)
         return output, gradients

@@ -53,7 +53,8 @@ class Workbench:
         """
         try:
             if request["op"] == "seed":
-                return {"value": self._encode(_seed(int(request["seed"])))}
+                _seed(int(request["seed"]))
+                return {"value": self._encode(None)}
             args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
             operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
             target = self._target(request)
@@ -154,7 +155,7 @@ class _Recorder(TorchDispatchMode):
     """Notes every tensor operation that runs under it, the largest tensor that one makes, and the work of products."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest, self.flops, self.calls = 0, 0, set[str]()
 
     @classmethod

@@ -173,9 +173,7 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
     allowed = (atol or 0.0) + rtol * scale
     if not _gauge(what, error, max(allowed, 1e-300)):
         share = float(np.mean(np.abs(a[finite] - e[finite]) > allowed))
-        raise Wrong(
-            f"{what}: {share:.0%} of the values are off; the largest error is {error:.3g}, where {allowed:.1g} is allowed"
-        )
+        raise Wrong(f"{what}: {share:.0%} of the values are off; the largest error is {error:.3g}, and {allowed:.1g} is allowed")
 
 
 def _double(value: Any) -> np.ndarray:
@@ -201,10 +199,8 @@ def raises(exception: type[BaseException], student: Student, name: str, *args: A
     try:
         student.call(name, *args, **kwargs)
     except Raised as error:
-        require(
-            exception.__name__ in error.bases,
-            f"it should raise {exception.__name__} here, and raised {error.bases[0] if error.bases else 'something else'}",
-        )
+        raised = error.bases[0] if error.bases else "something else"
+        require(exception.__name__ in error.bases, f"it should raise {exception.__name__} here, and raised {raised}")
         return
     raise Wrong(f"it should raise {exception.__name__} here, and returned a value")
 
