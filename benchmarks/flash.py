@@ -1,7 +1,7 @@
 """The Triton kernels of `solutions/flash_gpu.py` against everything PyTorch offers for the same attention.
 
     python benchmarks/flash.py --json FILE           on a GPU, within 8 minutes
-    python benchmarks/flash.py --tiny --json FILE    on any CPU: tiny sizes, Triton's interpreter (times mean nothing there)
+    python benchmarks/flash.py --tiny --json FILE    on any CPU: tiny sizes, Triton's interpreter (times mean nothing)
 
 Every kernel is compared with float64 before it is timed; a wrong one is reported and never timed. The sides of a
 comparison take turns, several rounds each, and the median counts. FILE is rewritten after every row, so a run that is
@@ -16,6 +16,8 @@ import statistics
 import sys
 import time
 import warnings
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 TINY = "--tiny" in sys.argv
@@ -60,20 +62,23 @@ class Report:
         self.path, self.start = path, time.time()
         self.data = {"schema": 1, "complete": False, "provenance": provenance(), "tiny": TINY, "tokens": TOKENS,
                      "hidden": HIDDEN, "rounds": ROUNDS, "correctness": [], "speed": [], "memory": [], "window": [],
-                     "block_sparse": [], "linear": [], "decode": [], "goals": [], "not_run": []}  # fmt: skip
+                     "block_sparse": [], "linear": [], "linear_crossover": {}, "decode": [], "goals": [], "not_run": []}  # fmt: skip
 
     def add(self, section, **row):
+        """One measured row."""
         self.data[section].append(row)
         self.save()
 
     def save(self):
+        """The file as a whole, never half of it."""
         self.data["seconds"] = round(time.time() - self.start, 1)
         if self.path:
             part = self.path.with_name(self.path.name + ".part")
             part.write_text(json.dumps(self.data, indent=1) + "\n")
             part.replace(self.path)
 
-    def say(self, text=""):
+    def say(self, text):
+        """A line on screen, with the time since the start."""
         print(f"[{time.time() - self.start:6.1f} s] {text}", flush=True)
 
 
@@ -135,6 +140,7 @@ def inputs(batch, heads, q_seq, kv_seq, head_dim, dtype, count=4, kv_heads=None)
 
 
 def visible(q_seq, kv_seq, causal=False, window=None):
+    """(q_seq, kv_seq) mask, True = may attend."""
     gap = torch.arange(q_seq, device=DEVICE)[:, None] + kv_seq - q_seq - torch.arange(kv_seq, device=DEVICE)
     mask = torch.ones_like(gap, dtype=torch.bool)
     if causal:
@@ -164,7 +170,7 @@ def check_flash(report, q, k, v, d_out, causal):
     out, lse = flash_gpu.flash_forward(q, k, v, causal)
     grads = flash_gpu.flash_backward(q, k, v, out, lse, d_out, causal)
     b, h = (int(torch.randint(n, ())) for n in q.shape[:2])
-    ours = dict(zip(("out", "lse", "d_q", "d_k", "d_v"), (x[b, h] for x in (out, lse, *grads))))
+    ours = dict(zip(("out", "lse", "d_q", "d_k", "d_v"), (x[b, h] for x in (out, lse, *grads)), strict=True))
     expected = reference(q[b, h], k[b, h], v[b, h], visible(q.shape[2], k.shape[2], causal), d_out[b, h])
     seen = torch.isfinite(expected["lse"])
     errors = {"lse": distance(ours["lse"][seen], expected["lse"][seen])}
@@ -178,6 +184,7 @@ def check_flash(report, q, k, v, d_out, causal):
 
 
 def check(report, kernel, actual, expected, dtype, **what):
+    """Whether an output is within the limit of its dtype; noted either way."""
     error = distance(actual, expected)
     right = error <= LIMITS[dtype]
     report.add("correctness", kernel=kernel, dtype=name_of(dtype), right=right, errors={"out": error}, **what)
@@ -187,10 +194,12 @@ def check(report, kernel, actual, expected, dtype, **what):
 
 
 def name_of(dtype):
+    """torch.float16 → float16."""
     return str(dtype).removeprefix("torch.")
 
 
 def flops(batch, heads, q_seq, kv_seq, head_dim, causal, backward=False):
+    """Operations of the two products of the forward, or of the five of the backward."""
     return 4 * batch * heads * q_seq * kv_seq * head_dim * (0.5 if causal else 1.0) * (2.5 if backward else 1.0)
 
 
@@ -200,6 +209,7 @@ def flops(batch, heads, q_seq, kv_seq, head_dim, causal, backward=False):
 
 
 def naive(seq):
+    """Attention that writes its score matrix."""
     hidden = ~visible(seq, seq, True)
 
     def run(q, k, v, causal):
@@ -210,6 +220,8 @@ def naive(seq):
 
 
 def sdpa(backend, **options):
+    """scaled_dot_product_attention held to one backend."""
+
     def run(q, k, v, causal):
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, **options)
@@ -218,6 +230,7 @@ def sdpa(backend, **options):
 
 
 def flex(seq, causal):
+    """FlexAttention, compiled."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     # A fresh, complete compilation for every shape: past its limit of recompilations torch falls back to eager unasked.
@@ -228,6 +241,7 @@ def flex(seq, causal):
 
 
 def library_sides(seq, causal, dtype):
+    """What ours is compared with at this setting."""
     sides = {name: sdpa(backend) for name, backend in BACKENDS.items()}
     if seq in FLEX_LENGTHS and dtype == torch.bfloat16:
         sides["flex"] = flex(seq, causal)
@@ -242,7 +256,7 @@ def library_sides(seq, causal, dtype):
 
 
 def correctness(report):
-    """Shapes that separate axes, before anything is timed; the first ones also settle the autotuner at a middle length."""
+    """Shapes that separate axes, before anything is timed; the first also settle the autotuner at a middle length."""
     middle = LENGTHS[len(LENGTHS) // 2]
     shapes = [(TOKENS // middle, None, middle, middle), (2, 3, 1000, 1000), (1, 2, 333, 1537), (1, 2, 700, 129)]
     if TINY:
@@ -255,7 +269,8 @@ def correctness(report):
                     if dtype == torch.float32 and q_seq * kv_seq > 2e6:
                         continue
                     data = inputs(batch, heads or HIDDEN // head_dim, q_seq, kv_seq, head_dim, dtype)
-                    right[head_dim, causal, dtype] = check_flash(report, *data, causal) and right.get((head_dim, causal, dtype), True)
+                    kind = head_dim, causal, dtype
+                    right[kind] = check_flash(report, *data, causal) and right.get(kind, True)
             report.say(f"compared with float64: head_dim {head_dim}, {'causal' if causal else 'full'}")
     for head_dim in (40, 80) if not TINY else ():
         check_flash(report, *inputs(1, 2, 300, 411, head_dim, torch.float16), True)
@@ -263,6 +278,7 @@ def correctness(report):
 
 
 def speed(report, right):
+    """Forward and backward at every length; `right` says which kinds passed their comparison."""
     report.say("TFLOP/s (4 · batch · heads · seq² · head_dim, half of it when causal, 2.5 times that for the backward)")
     sides = ["ours", *BACKENDS, "flex", "naive"]
     report.say(f"{'':34}" + "".join(f"{s:>10}" for s in sides) + "   ours / " + next(iter(BACKENDS)))
@@ -275,13 +291,14 @@ def speed(report, right):
 
 
 def speed_at(report, dtype, head_dim, causal, seq, sides):
+    """One length: checked once more on the very inputs that are timed."""
     batch, heads = max(1, TOKENS // seq), HIDDEN // head_dim
     q, k, v, d_out = inputs(batch, heads, seq, seq, head_dim, dtype)
     if not check_flash(report, q, k, v, d_out, causal):
         return
     library = library_sides(seq, causal, dtype)
     forward = {"ours": lambda: flash_gpu.flash_forward(q, k, v, causal)}
-    forward |= {name: lambda fn=fn: fn(q, k, v, causal) for name, fn in library.items()}
+    forward |= {name: partial(fn, q, k, v, causal) for name, fn in library.items()}
     show(report, "forward", dtype, head_dim, causal, seq, batch, heads, compare(report, forward), sides)
 
     out, lse = flash_gpu.flash_forward(q, k, v, causal)
@@ -293,11 +310,12 @@ def speed_at(report, dtype, head_dim, causal, seq, sides):
         except (RuntimeError, NotImplementedError) as error:
             report.data["not_run"].append(f"{name} with gradients: {str(error).strip().splitlines()[0][:160]}")
             continue
-        backward[name] = lambda r=result, x=leaves: torch.autograd.grad(r, x, d_out, retain_graph=True)
+        backward[name] = partial(torch.autograd.grad, result, leaves, d_out, retain_graph=True)
     show(report, "backward", dtype, head_dim, causal, seq, batch, heads, compare(report, backward), sides)
 
 
 def show(report, which, dtype, head_dim, causal, seq, batch, heads, times, sides):
+    """One line of the table, one row a side in the file."""
     work = flops(batch, heads, seq, seq, head_dim, causal, which == "backward")
     for side, t in times.items():
         report.add("speed", **{"pass": which}, dtype=name_of(dtype), head_dim=head_dim, causal=causal, seq=seq,
@@ -305,7 +323,9 @@ def show(report, which, dtype, head_dim, causal, seq, batch, heads, times, sides
     cells = "".join(f"{work / times[s]['ms'] / 1e9:10.4g}" if s in times else f"{'–':>10}" for s in sides)
     base = next(iter(BACKENDS))
     ratio = f"{times[base]['ms'] / times['ours']['ms']:8.2f}" if base in times else ""
-    report.say(f"{which:8} {name_of(dtype):8} d{head_dim:<3} {'causal' if causal else 'full':6} {seq:6}" + cells + ratio)
+    report.say(
+        f"{which:8} {name_of(dtype):8} d{head_dim:<3} {'causal' if causal else 'full':6} {seq:6}" + cells + ratio
+    )
 
 
 def memory(report):
@@ -351,6 +371,7 @@ def memory(report):
 
 
 def window(report):
+    """Sliding window against dense causal attention, and against the ratio of visible pairs."""
     seq, width = (128, 16) if TINY else (32768, 1024)
     pairs = width * (width + 1) / 2 + (seq - width) * width
     ideal = pairs / (seq * (seq + 1) / 2)
@@ -364,15 +385,17 @@ def window(report):
         expected = reference(*head, visible(first, first, True, width))["out"]
         if not check(report, "window", ours[0, -1, :first], expected, dtype, head_dim=head_dim, window=width):
             continue
-        times = compare(report, {"window": lambda: flash_gpu.flash_forward_window(q, k, v, width),
-                                 "dense": lambda: flash_gpu.flash_forward(q, k, v, True)})  # fmt: skip
+        times = compare(report, {"window": partial(flash_gpu.flash_forward_window, q, k, v, width),
+                                 "dense": partial(flash_gpu.flash_forward, q, k, v, True)})  # fmt: skip
         ratio = times["window"]["ms"] / times["dense"]["ms"]
-        report.add("window", seq=seq, window=width, head_dim=head_dim, heads=heads, dtype=name_of(dtype), ideal_ratio=ideal,
-                   ratio=ratio, times_ideal=ratio / ideal, ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
-        report.say(f"window {width} of {seq}, d{head_dim}: {ratio:.4f} of dense, ideal {ideal:.4f}: {ratio / ideal:.2f} × ideal")
+        report.add("window", seq=seq, window=width, head_dim=head_dim, heads=heads, dtype=name_of(dtype),
+                   ideal_ratio=ideal, ratio=ratio, times_ideal=ratio / ideal,
+                   ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
+        report.say(f"window {width} of {seq}, d{head_dim}: {ratio:.4f} of dense, {ratio / ideal:.2f} × the ideal")
 
 
 def block_sparse(report):
+    """Neighbours, two global and about three random blocks a row, against dense attention."""
     seq = 128 if TINY else 16384
     for block in (16, 32) if TINY else (64, 128):
         for head_dim in HEAD_DIMS:
@@ -387,15 +410,19 @@ def block_sparse(report):
             expected = reference(q[0, 0], k[0, 0], v[0, 0], mask)["out"]
             if not check(report, "block_sparse", ours[0, 0], expected, dtype, head_dim=head_dim, block=block):
                 continue
-            times = compare(report, {"sparse": lambda: flash_gpu.block_sparse_kernel(q, k, v, layout, block),
-                                     "dense": lambda: flash_gpu.flash_forward(q, k, v)})  # fmt: skip
+            times = compare(report, {"sparse": partial(flash_gpu.block_sparse_kernel, q, k, v, layout, block),
+                                     "dense": partial(flash_gpu.flash_forward, q, k, v)})  # fmt: skip
             ratio = times["sparse"]["ms"] / times["dense"]["ms"]
             report.add("block_sparse", seq=seq, block=block, head_dim=head_dim, heads=heads, dtype=name_of(dtype),
-                       density=density, ratio=ratio, times_ideal=ratio / density, ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
-            report.say(f"block-sparse {seq}, block {block}, d{head_dim}: density {density:.4f}, time {ratio:.4f} of dense")
+                       density=density, ratio=ratio, times_ideal=ratio / density,
+                       ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
+            report.say(
+                f"block-sparse {seq}, block {block}, d{head_dim}: density {density:.4f}, time {ratio:.4f} of dense"
+            )
 
 
 def linear(report):
+    """Chunked linear attention against causal flash, and the length from which it is faster."""
     lengths = LENGTHS if TINY else [256, *LENGTHS, 32768, 65536]
     for head_dim in HEAD_DIMS:
         dtype, heads, crossover = DTYPES[0], HIDDEN // head_dim, None
@@ -409,34 +436,41 @@ def linear(report):
                 ours = flash_gpu.linear_attention_chunk_kernel(q[:1, :1], k[:1, :1], v[:1, :1], chunk)
                 if not check(report, "linear", ours[0, 0], expected, dtype, head_dim=head_dim, seq=seq):
                     break
-            times = compare(report, {"linear": lambda: flash_gpu.linear_attention_chunk_kernel(q, k, v, chunk),
-                                     "flash": lambda: flash_gpu.flash_forward(q, k, v, True)})  # fmt: skip
+            times = compare(report, {"linear": partial(flash_gpu.linear_attention_chunk_kernel, q, k, v, chunk),
+                                     "flash": partial(flash_gpu.flash_forward, q, k, v, True)})  # fmt: skip
             gain = times["flash"]["ms"] / times["linear"]["ms"]
-            crossover = seq if gain > 1 and crossover is None else crossover
-            report.add("linear", seq=seq, batch=len(q), heads=heads, head_dim=head_dim, chunk=chunk, dtype=name_of(dtype),
-                       gain=gain, crossover=crossover, ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
-            report.say(f"chunked linear, d{head_dim}, {seq:6}: {times['linear']['ms']:.3f} ms, flash {times['flash']['ms']:.3f} ms")
-        report.say(f"chunked linear overtakes flash at {crossover} tokens (d{head_dim})")
+            crossover = None if gain <= 1 else crossover or seq
+            report.add("linear", seq=seq, batch=len(q), heads=heads, head_dim=head_dim, chunk=chunk,
+                       dtype=name_of(dtype), gain=gain, ms={n: t["ms"] for n, t in times.items()})  # fmt: skip
+            report.say(
+                f"chunked linear, d{head_dim}, {seq:6}: " + ", ".join(f"{n} {t['ms']:.3f} ms" for n, t in times.items())
+            )
+        report.data["linear_crossover"][str(head_dim)] = crossover
+        report.say(f"chunked linear is faster than flash from {crossover} tokens on (d{head_dim})")
 
 
 def decode(report):
-    cases = [(2, 4, 2, 96)] if TINY else [(b, 32, g, n) for g in (8, 32) for b, n in ((1, 8192), (1, 131072), (16, 8192), (64, 8192))]
+    """One query a head against a long cache."""
+    sizes = ((1, 8192), (1, 131072), (16, 8192), (64, 8192))
+    cases = [(2, 4, 2, 96)] if TINY else [(b, 32, kv_heads, n) for kv_heads in (8, 32) for b, n in sizes]
     head_dim, dtype = (32 if TINY else 128), DTYPES[0]
     for batch, heads, kv_heads, kv_seq in cases:
         q, k, v = inputs(batch, heads, 1, kv_seq, head_dim, dtype, 3, kv_heads)
         out, _ = flash_gpu.flash_decode(q, k, v)
         mask = visible(1, kv_seq)
         expected = reference(q[-1, -1], k[-1, -1], v[-1, -1], mask)["out"]
-        if not check(report, "decode", out[-1, -1], expected, dtype, head_dim=head_dim, kv_seq=kv_seq, kv_heads=kv_heads):
+        if not check(
+            report, "decode", out[-1, -1], expected, dtype, head_dim=head_dim, kv_seq=kv_seq, kv_heads=kv_heads
+        ):
             continue
         shared = {"enable_gqa": True} if kv_heads != heads else {}
-        default = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        sides = {"ours": lambda: flash_gpu.flash_decode(q, k, v), "sdpa": lambda: sdpa(default, **shared)(q, k, v, False)}
-        sides |= {n: lambda b=b: sdpa(b, **shared)(q, k, v, False) for n, b in BACKENDS.items()}
+        default = partial(F.scaled_dot_product_attention, q, k, v, **shared)
+        sides = {"ours": partial(flash_gpu.flash_decode, q, k, v), "sdpa": default}
+        sides |= {n: partial(sdpa(b, **shared), q, k, v, False) for n, b in BACKENDS.items()}
         times, replayed = compare(report, sides), compare(report, sides, timer=replay)
         size = (k.numel() + v.numel()) * k.element_size()
-        report.add("decode", batch=batch, heads=heads, kv_heads=kv_heads, kv_seq=kv_seq, head_dim=head_dim, dtype=name_of(dtype),
-                   cache_bytes=size, ms={n: t["ms"] for n, t in times.items()},
+        report.add("decode", batch=batch, heads=heads, kv_heads=kv_heads, kv_seq=kv_seq, head_dim=head_dim,
+                   dtype=name_of(dtype), cache_bytes=size, ms={n: t["ms"] for n, t in times.items()},
                    replay_ms={n: t["ms"] for n, t in replayed.items()},
                    gbytes_per_s={n: size / t["ms"] / 1e6 for n, t in times.items()})  # fmt: skip
         report.say(f"decode batch {batch}, {heads}/{kv_heads} heads, cache {kv_seq}: "
@@ -457,15 +491,21 @@ def goals(report):
                   if key[0] == which and key[-1] >= GOAL_FROM and side in ms and "ours" in ms]  # fmt: skip
         return min(ratios) if ratios else (None, None)
 
-    for which, side, limit in (("forward", "flash", 1.1), ("backward", "flash", 1.0), ("forward", "cudnn", 0.7), ("backward", "cudnn", 0.7)):
+    limits = {
+        ("forward", "flash"): 1.1,
+        ("backward", "flash"): 1.0,
+        ("forward", "cudnn"): 0.7,
+        ("backward", "cudnn"): 0.7,
+    }
+    for (which, side), limit in limits.items():
         value, where = least(which, side)
-        report.add("goals", goal=f"{which}: speed over {side}, from {GOAL_FROM} tokens", limit=f">= {limit}", value=value,
-                   where=where and list(where), met=value is not None and value >= limit)  # fmt: skip
+        report.add("goals", goal=f"{which}: speed over {side}, from {GOAL_FROM} tokens", limit=f">= {limit}",
+                   value=value, where=where and list(where), met=value is not None and value >= limit)  # fmt: skip
     worst = max((r["times_ideal"] for r in report.data["window"]), default=None)
     report.add("goals", goal="sliding window: ratio to dense over the ideal ratio", limit="<= 1.5", value=worst,
                met=worst is not None and worst <= 1.5)  # fmt: skip
     used = [(r["seq"], r["bytes"]["ours"]) for r in report.data["memory"] if "ours" in r["bytes"]]
-    growth = max((b / a / (n / m) for (m, a), (n, b) in zip(used, used[1:])), default=None)
+    growth = max((b / a / (n / m) for (m, a), (n, b) in pairwise(used)), default=None)
     report.add("goals", goal="memory: growth over growth of length", limit="<= 1.1", value=growth,
                met=growth is not None and growth <= 1.1)  # fmt: skip
     wrong = sum(not r["right"] for r in report.data["correctness"])
@@ -476,6 +516,7 @@ def goals(report):
 
 
 def main():
+    """Exit status: 0, or 1 where a kernel is wrong or there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on a CPU, through Triton's interpreter")
@@ -486,7 +527,9 @@ def main():
     torch.manual_seed(int(time.time()))
     report = Report(arguments.json)
     report.save()
-    report.say(report.data["provenance"]["machine"] + f", torch {torch.__version__}, triton {flash_gpu.triton.__version__}")
+    report.say(
+        report.data["provenance"]["machine"] + f", torch {torch.__version__}, triton {flash_gpu.triton.__version__}"
+    )
     with torch.no_grad():
         right = correctness(report)
     speed(report, right)

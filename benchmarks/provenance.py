@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def _gpu():
 
 
 def provenance():
-    """Facts that a reader needs to judge, or repeat, a measurement; JSON-ready, without names or paths of this machine."""
+    """Facts that a reader needs to judge or repeat a measurement; JSON-ready, no names or paths of this machine."""
     gpu = _gpu()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     commit = _output("git", "rev-parse", "HEAD")
@@ -69,6 +69,6 @@ def provenance():
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in ("torch", "triton", "numpy")},
         "commit": commit,
         "uncommitted_changes": bool(_output("git", "status", "--porcelain")) if commit else None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *map(_portable, sys.argv)]),
     }

@@ -99,7 +99,9 @@ def _scores_kernel(q, k, out, scale, q_seq, kv_seq, HEAD_DIM: tl.constexpr, DIM:
     k_tile = tl.load(k + (head * kv_seq + cols[:, None]) * HEAD_DIM + dims[None, :], mask=in_k, other=0.0)
     scores = tl.dot(q_tile, k_tile.T, input_precision=PRECISION) * scale
     in_out = (rows[:, None] < q_seq) & (cols[None, :] < kv_seq)
-    tl.store(out + (head * q_seq + rows[:, None]) * kv_seq + cols[None, :], scores.to(out.dtype.element_ty), mask=in_out)
+    tl.store(
+        out + (head * q_seq + rows[:, None]) * kv_seq + cols[None, :], scores.to(out.dtype.element_ty), mask=in_out
+    )
 
 
 def scores_kernel(q, k, scale=None):
@@ -120,7 +122,8 @@ def scores_kernel(q, k, scale=None):
         block = 32 if INTERPRETED else 64
         grid = (triton.cdiv(q_seq, block), triton.cdiv(kv_seq, block), heads)
         _scores_kernel[grid](q.contiguous(), k.contiguous(), out, head_dim**-0.5 if scale is None else scale, q_seq,
-                             kv_seq, HEAD_DIM=head_dim, DIM=_tile_dim(head_dim), BLOCK=block, PRECISION=_precision(q))  # fmt: skip
+                             kv_seq, HEAD_DIM=head_dim, DIM=_tile_dim(head_dim), BLOCK=block,
+                             PRECISION=_precision(q))  # fmt: skip
     return out
 
 
@@ -136,11 +139,20 @@ def _check(*tensors):
         if x.dtype != tensors[0].dtype or x.device != tensors[0].device:
             raise TypeError("all inputs must have one dtype and lie on one device")
         if INTERPRETED and x.dtype == torch.bfloat16:
-            raise TypeError("Triton's interpreter multiplies bfloat16 wrongly without a word: use float32 or float16 there")
+            raise TypeError(
+                "Triton's interpreter multiplies bfloat16 wrongly without a word: use float32 or float16 there"
+            )
+
+
+def _scale(q, scale):
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError("scale must be positive: the running maximum is taken before scaling")
+    return scale
 
 
 def _precision(x):
-    # Float32 inputs ask for float32 answers: TF32, Triton's default, keeps 10 bits, three such products keep nearly all.
+    # Float32 inputs ask for float32 answers: one TF32 product, Triton's default, keeps 10 bits, three keep nearly all.
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
@@ -229,7 +241,7 @@ def _visible(first, last, back, ahead, limit, STEP: tl.constexpr):
 
 @triton.jit
 def _online_softmax(acc, total, peak, q, k, v, scale_log2, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the online softmax, in base 2: exp2 is one instruction, and log2(e) costs nothing inside the scale."""
+    """One step of the online softmax, in base 2: exp2 is one instruction, log2(e) costs nothing inside the scale."""
     scores = tl.dot(q, k.T, input_precision=PRECISION)
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
@@ -252,7 +264,7 @@ def _online_softmax(acc, total, peak, q, k, v, scale_log2, seen, MASKED: tl.cons
 def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, GROUP: tl.constexpr,
                     WINDOWED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
                     BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
-    # Causal blocks grow towards the end of the sequence: starting with the longest leaves the short ones to fill the tail.
+    # Causal blocks grow towards the end of the sequence: the longest start, the short ones fill the gaps at the end.
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK
     head = tl.program_id(1)
     shift = kv_seq - q_seq
@@ -270,7 +282,9 @@ def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, G
             v_tile = v.load([head // GROUP, j, 0]).reshape(STEP, V_DIM)
             cols = j + tl.arange(0, STEP)[None, :]
             seen = (seen_from <= cols) & (cols <= seen_to)
-            acc, total, peak = _online_softmax(acc, total, peak, q_tile, k_tile, v_tile, scale_log2, seen, part != 1, PRECISION)
+            acc, total, peak = _online_softmax(
+                acc, total, peak, q_tile, k_tile, v_tile, scale_log2, seen, part != 1, PRECISION
+            )
     total = tl.where(total == 0.0, 1.0, total)
     out.store([head, start, 0], (acc / total[:, None]).to(out.dtype).reshape(1, BLOCK, V_DIM))
     tl.store(lse + head.to(tl.int64) * q_seq + rows, (peak + tl.log2(total)) * LN_2, mask=rows < q_seq)
@@ -278,9 +292,7 @@ def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, G
 
 def _forward(q, k, v, scale, back, ahead):
     _check(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError("scale must be positive: the running maximum is taken before scaling")
+    scale = _scale(q, scale)
     q_seq, kv_seq, v_dim = q.shape[-2], k.shape[-2], v.shape[-1]
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     if not (lse.numel() and kv_seq):
@@ -347,7 +359,7 @@ def flash_forward_window(q, k, v, window, causal=True, scale=None):
 
 @triton.jit
 def _delta_kernel(out, d_out, lse, lse_log2, delta, q_seq, padded, V_DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """delta = rowsum(out · d_out), and lse in base 2. Rows that see nothing, or lie past the end, get lse +inf: weight 0."""
+    """delta = rowsum(out · d_out), and lse in base 2: +inf, so weight 0, for rows that see nothing or do not exist."""
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
     rows = start + tl.arange(0, BLOCK)
     product = out.load([head, start, 0]).to(tl.float32) * d_out.load([head, start, 0]).to(tl.float32)
@@ -435,22 +447,23 @@ def flash_backward(q, k, v, out, lse, d_out, causal=False, scale=None):
         d_q, d_k, d_v: shapes and dtypes of q, k, v.
     """
     _check(q, k, v, out, d_out)
+    scale = _scale(q, scale)
     if not (lse.numel() and k.shape[-2]):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     rows = [_rows(x) for x in (q, k, v, d_out)]
     d_q, d_k, d_v = (torch.empty_like(x) for x in rows[:3])
     heads, q_seq, kv_seq = len(rows[0]), q.shape[-2], k.shape[-2]
-    dims = dict(HEAD_DIM=_tile_dim(q.shape[-1]), V_DIM=_tile_dim(v.shape[-1]))
+    dims = {"HEAD_DIM": _tile_dim(q.shape[-1]), "V_DIM": _tile_dim(v.shape[-1])}
     padded = triton.cdiv(q_seq, PAD) * PAD
     lse_log2, delta = lse.new_empty(2, heads, padded)
-    _delta_kernel[(padded // PAD, heads)](_tiles(_rows(out), PAD), _tiles(rows[3], PAD), lse.contiguous(), lse_log2, delta,
-                                          q_seq, padded, V_DIM=dims["V_DIM"], BLOCK=PAD)  # fmt: skip
+    _delta_kernel[(padded // PAD, heads)](
+        _tiles(_rows(out), PAD), _tiles(rows[3], PAD), lse.contiguous(), lse_log2, delta, q_seq, padded,
+        V_DIM=dims["V_DIM"], BLOCK=PAD)  # fmt: skip
     shared = (lse_log2, delta, scale, scale * LOG2_E, 0 if causal else UNBOUNDED, q_seq, kv_seq, padded)
     for kernel, grads, seq in ((_dkdv_kernel, (d_k, d_v), kv_seq), (_dq_kernel, (d_q,), q_seq)):
         kernel[lambda meta, seq=seq: (triton.cdiv(seq, meta["BLOCK"]), heads)](
             *map(_tiles, rows), *map(_tiles, grads), *shared, **dims, PRECISION=_precision(q))  # fmt: skip
-    return tuple(d[..., : x.shape[-1]].reshape(x.shape) for d, x in zip((d_q, d_k, d_v), (q, k, v)))
+    return tuple(d[..., : x.shape[-1]].reshape(x.shape) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -522,19 +535,19 @@ def flash_decode(q, k, v, splits=None, scale=None):
         splits = min(triton.cdiv(4 * _multiprocessors(q), len(k_rows)), triton.cdiv(kv_seq, 4 * step), 128)
     share = triton.cdiv(triton.cdiv(kv_seq, splits), step) * step
     splits = triton.cdiv(kv_seq, share)
-    dims = dict(V_DIM=_tile_dim(v_dim))
     partial = lse.new_empty(len(k_rows) * splits, group, triton.cdiv(v_dim, 4) * 4)
     partial_lse = lse.new_empty(partial.shape[:2])
     out = q.new_empty(len(k_rows), group, partial.shape[-1])
     block = max(16, triton.next_power_of_2(group))
     _decode_kernel[(splits, len(k_rows))](
         _tiles(q_rows, block), _tiles(k_rows, step), _tiles(v_rows, step),
-        TensorDescriptor.from_tensor(partial, [1, block, dims["V_DIM"]]), partial_lse,
-        (q.shape[-1] ** -0.5 if scale is None else scale) * LOG2_E, kv_seq, share, group,
-        HEAD_DIM=_tile_dim(q.shape[-1]), **dims, PRECISION=_precision(q), BLOCK=block, STEP=step, num_warps=4, num_stages=3,
+        _tiles(partial, block), partial_lse,
+        _scale(q, scale) * LOG2_E, kv_seq, share, group,
+        HEAD_DIM=_tile_dim(q.shape[-1]), V_DIM=_tile_dim(v_dim), PRECISION=_precision(q), BLOCK=block, STEP=step,
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     _merge_kernel[(len(k_rows), group)](partial, partial_lse, out, lse, splits, group, partial.shape[-1],
-                                        SPLITS=triton.next_power_of_2(splits), **dims)  # fmt: skip
+                                        SPLITS=triton.next_power_of_2(splits), V_DIM=_tile_dim(v_dim))  # fmt: skip
     return out[..., :v_dim].reshape(*q.shape[:-1], v_dim), lse
 
 
@@ -560,7 +573,10 @@ def _linear_kernel(q, k, v, out, seq, HEAD_DIM: tl.constexpr, V_BLOCK: tl.conste
         acc = tl.dot(q_wide, state, input_precision=PRECISION)
         acc = tl.dot(scores.to(v_tile.dtype), v_tile, acc, input_precision=PRECISION)
         total = tl.sum(scores, 1) + tl.sum(q_wide * key_sum[None, :], 1)
-        out.store([head, i, column], (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out.dtype).reshape(1, CHUNK, V_BLOCK))
+        out.store(
+            [head, i, column],
+            (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out.dtype).reshape(1, CHUNK, V_BLOCK),
+        )
         state = tl.dot(k_tile.T, v_tile, state, input_precision=PRECISION)
         key_sum += tl.sum(k_tile.to(tl.float32), 0)
 
@@ -609,7 +625,9 @@ def _block_sparse_kernel(q, k, v, out, order, columns, ends, scale_log2, kv_seq,
             k_tile = k.load([head, j, 0]).reshape(BLOCK, HEAD_DIM)
             v_tile = v.load([head, j, 0]).reshape(BLOCK, V_DIM)
             seen = j + tl.arange(0, BLOCK)[None, :] < kv_seq
-            acc, total, peak = _online_softmax(acc, total, peak, q_tile, k_tile, v_tile, scale_log2, seen, part == 1, PRECISION)
+            acc, total, peak = _online_softmax(
+                acc, total, peak, q_tile, k_tile, v_tile, scale_log2, seen, part == 1, PRECISION
+            )
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out.store([head, block * BLOCK, 0], result.to(out.dtype).reshape(1, BLOCK, V_DIM))
 
@@ -645,7 +663,7 @@ def block_sparse_kernel(q, k, v, layout, block, scale=None):
     order = count.argsort(descending=True).to(torch.int32)
     _block_sparse_kernel[(len(q_rows), q_blocks)](
         *(_tiles(x, block) for x in (q_rows, k_rows, v_rows, out)), order, columns, ends,
-        (q.shape[-1] ** -0.5 if scale is None else scale) * LOG2_E, kv_seq, kv_blocks, HEAD_DIM=_tile_dim(q.shape[-1]),
+        _scale(q, scale) * LOG2_E, kv_seq, kv_blocks, HEAD_DIM=_tile_dim(q.shape[-1]),
         V_DIM=_tile_dim(v_dim), PRECISION=_precision(q), BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=3,
     )  # fmt: skip
     return out[..., :v_dim].reshape(*q.shape[:-1], v_dim)

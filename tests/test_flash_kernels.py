@@ -98,8 +98,10 @@ def backward_case(device, q_seq, kv_seq, head_dim, v_dim, causal, dtype):
     scores = (leaves[0] @ leaves[1].mT * head_dim**-0.5).masked_fill(~mask, -1e300)
     weights = scores.softmax(-1) * mask.any(-1, keepdim=True)
     expected = torch.autograd.grad(weights @ leaves[2], leaves, d_out.double())
-    errors = {n: distance(a, e) for n, a, e in zip(("d_q", "d_k", "d_v"), grads, expected)}
-    return errors | {"differs on a second run": float(any(not torch.equal(a, b) for a, b in zip(grads, again)))}
+    errors = {n: distance(a, e) for n, a, e in zip(("d_q", "d_k", "d_v"), grads, expected, strict=True)}
+    return errors | {
+        "differs on a second run": float(any(not torch.equal(a, b) for a, b in zip(grads, again, strict=True)))
+    }
 
 
 def strided_case(device):
@@ -112,7 +114,7 @@ def strided_case(device):
     same = [x.contiguous() for x in (q, k, v, out, lse, d_out)]
     again = flash_gpu.flash_backward(*same, True)
     return {"out": distance(out, attention(q, k, v, band(37, 37, True))[0])} | {
-        name: distance(a, b) for name, a, b in zip(("d_q", "d_k", "d_v"), grads, again)
+        name: distance(a, b) for name, a, b in zip(("d_q", "d_k", "d_v"), grads, again, strict=True)
     }
 
 
@@ -277,7 +279,14 @@ def test_grouped_heads_equal_repeated_keys(run, heads, kv_heads, causal):
 
 @pytest.mark.parametrize(
     ("q_seq", "kv_seq", "window", "causal"),
-    [(95, 95, 9, True), (95, 120, 40, True), (60, 60, 1, True), (95, 95, 9, False), (40, 70, 50, False), (90, 30, 7, True)],
+    [
+        (95, 95, 9, True),
+        (95, 120, 40, True),
+        (60, 60, 1, True),
+        (95, 95, 9, False),
+        (40, 70, 50, False),
+        (90, 30, 7, True),
+    ],
 )
 def test_window_equals_masked_attention(run, q_seq, kv_seq, window, causal):
     close(run(window_case, q_seq, kv_seq, window, causal))
@@ -299,7 +308,9 @@ def test_chunked_linear_attention_equals_its_quadratic_form(run, seq, head_dim, 
     close(run(linear_case, seq, head_dim, v_dim, chunk, dtype), dtype)
 
 
-@pytest.mark.parametrize(("q_seq", "kv_seq", "block", "density"), [(77, 50, 16, 0.5), (64, 128, 32, 0.3), (70, 70, 16, 1.0)])
+@pytest.mark.parametrize(
+    ("q_seq", "kv_seq", "block", "density"), [(77, 50, 16, 0.5), (64, 128, 32, 0.3), (70, 70, 16, 1.0)]
+)
 def test_block_sparse_equals_masked_attention(run, q_seq, kv_seq, block, density):
     close(run(block_sparse_case, q_seq, kv_seq, block, density))
 
@@ -327,6 +338,7 @@ def test_interpreter_refuses_bfloat16(run, function):
     assert "interpreter" in run(refusal_case, function, "bfloat16", None)
 
 
+@pytest.mark.parametrize("run", ["interpreted"], indirect=True)
 @pytest.mark.parametrize("resident", [1, 2])
 @pytest.mark.parametrize("head_dim", [16, 40, 64, 128])
 @pytest.mark.parametrize("shared_memory", [99 * 1024, 163 * 1024, 227 * 1024])

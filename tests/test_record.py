@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -204,6 +205,8 @@ def test_recording_again_changes_no_byte(course):
     before = files_below(course)
     with Recorder(course) as recorder:
         assert recorder.is_recorded(judged(data))
+        assert recorder.is_recorded(judged(data), datetime(2026, 10, 1))
+        assert not recorder.is_recorded(judged(data), datetime(2026, 10, 2))
         recorder.record(judged(data), data, timestamp=datetime(2026, 10, 1))
     after = files_below(course)
     assert {name for name in before if before[name] != after[name]} <= {"gradebook.db"}
@@ -563,12 +566,68 @@ def test_recording_does_not_grow_with_the_class(course):
             assert len(recorder.gradebook.db.identity_map) == 0
 
 
-@pytest.mark.skipif("ATTN_TEST_POSTGRES" not in os.environ, reason="ATTN_TEST_POSTGRES names no database to write to")
-def test_postgresql_by_url(course):
-    url = os.environ["ATTN_TEST_POSTGRES"]
+# ---------------------------------------------------------------------------------------------------- PostgreSQL
+
+
+def _postgres_programs():
+    """Where initdb and pg_ctl lie: on the path, or where Debian keeps them."""
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    path = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
+    return shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
+
+
+@pytest.fixture
+def postgres():
+    """A PostgreSQL server of our own on a socket in a new folder, or a skip that says what is missing."""
+    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
+    initdb, pg_ctl = _postgres_programs()
+    if not initdb or not pg_ctl:
+        pytest.skip("PostgreSQL not tested: its programs initdb and pg_ctl are not installed")
+    root = Path(tempfile.mkdtemp(prefix="attn-pg-"))
+    user = {}
+    if os.geteuid() == 0:  # the server refuses to run as root
+        shutil.chown(root, "postgres")
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+
+    def call(*arguments):
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, cwd="/", **user)
+
+    call(initdb, "-D", root / "data", "-A", "trust", "-U", "postgres", "--no-sync")
+    options = f"-k {root} -c listen_addresses= -c fsync=off"
+    call(pg_ctl, "-D", root / "data", "-l", root / "log", "-w", "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={root}"
+    finally:
+        call(pg_ctl, "-D", root / "data", "-m", "immediate", "stop")
+        shutil.rmtree(root)
+
+
+@pytest.mark.slow
+def test_postgresql_by_url(course, postgres, monkeypatch):
     data = submission()
-    with Recorder(course, db=url) as recorder:
-        assert recorder.record(judged(data), data).score == 4.0
-        assert recorder.is_recorded(judged(data))
-    with Gradebook(url, "attention-in-depth") as gradebook:
-        assert gradebook.find_submission(SLUG, "s001").score == 4.0
+    with Recorder(course, db=postgres) as recorder:
+        assert recorder.record(judged(data), data, timestamp=datetime(2026, 10, 1)).score == 4.0
+        assert recorder.record(judged(data, scores=(3.0, 2.0)), data).score == 5.0
+        recorder.record(judged(b"", "s002"), b"")
+        assert recorder.is_recorded(judged(b"", "s002"))
+        nothing = replace(judged(data).exercises[1], says="a null \x00 and half a character \ud800")
+        odd = replace(judged(data, "s003"), exercises=(judged(data).exercises[0], nothing))
+        recorder.record(odd, data)
+    assert not (course / "gradebook.db").exists()
+    with Gradebook(postgres, "attention-in-depth") as gradebook:
+        assert gradebook.find_submission(SLUG, "s001").score == 5.0
+        assert {student.id for student in gradebook.students} == {"s001", "s002", "s003"}
+    monkeypatch.setenv("ATTN_DB", postgres)  # the same by the environment
+    with Recorder(course) as recorder:
+        assert recorder.is_recorded(odd)
+        assert not recorder.is_recorded(judged(data))
+
+
+def test_a_server_that_does_not_answer_is_said(course):
+    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
+    data = submission()
+    with (
+        Recorder(course, db="postgresql+psycopg://nobody@127.0.0.1:1/none") as recorder,
+        pytest.raises(GradebookError, match="database server runs"),
+    ):
+        recorder.record(judged(data), data)

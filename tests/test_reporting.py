@@ -16,7 +16,7 @@ from test_record import SLUG, invalid, judged, make_course, submission, ungraded
 from autograder.grading.collect import Problem, Roster, RosterEntry
 from autograder.grading.record import Recorder, RecordError, result_path
 from autograder.grading.result import OUTCOMES
-from autograder.reporting import words
+from autograder.reporting import words, write_report
 from autograder.reporting.class_report import class_page, correlation, histogram, summarize, write_class_report
 from autograder.reporting.exports import CANVAS_COLUMNS, MOODLE_COLUMNS, write_exports
 from autograder.reporting.feedback import (
@@ -227,6 +227,25 @@ def test_statistics_that_are_none_are_none():
     assert correlation([1.0, 2.0], [1.0, 2.0]) is None
     assert sum(bar.count for bar in histogram([-0.1, 0.3, 0.3, 1.0, 1.2])) == 5
     assert [bar.count for bar in histogram([])] == [0] * 10
+
+
+def test_one_call_makes_the_report_and_the_exports(tmp_path):
+    course = make_course(tmp_path)
+    data = submission()
+    with Recorder(course) as recorder:
+        recorder.record(judged(data), data)
+    table = tmp_path / "roster.csv"
+    table.write_text("student,name\ns001,Ada Example\n")
+    page, exports = write_report(course, roster=table)
+    assert "Ada Example" in page.read_text()
+    assert {path.name for path in exports} >= {
+        "canvas.csv",
+        "questions.csv",
+        "moodle-additive.csv",
+        "feedback-additive.zip",
+    }
+    page, _ = write_report(course, anonymous=True, roster=table)
+    assert "Ada" not in page.read_text()
 
 
 # ------------------------------------------------------------------------------------------------------ exports

@@ -27,6 +27,7 @@ import os
 import re
 import stat
 import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -246,7 +247,7 @@ class Archive:
             CollectError: it is no zip, or lists more than any class would hand in.
         """
         try:
-            infos = [info for info in self._file().infolist() if not info.is_dir()]
+            infos = [info for info in self._file().infolist() if not info.filename.endswith("/")]
         except _READ_ERRORS as error:
             raise CollectError(f"cannot be opened as a zip ({_because(error)}); download it again") from error
         if len(infos) > ARCHIVE_ENTRIES:
@@ -784,7 +785,12 @@ def parse_timestamp(text: str) -> datetime:
         zone = tz.gettz(parts[2]) if not re.fullmatch(r"[+-]\d{4}", parts[2]) else None
         zones = {"TZ": zone} if zone else {}
         text = " ".join([*parts[:2], "TZ" if zone else parts[2]])
-    moment: datetime = parser.parse(text, tzinfos=zones)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
+            moment: datetime = parser.parse(text, tzinfos=zones)
+    except parser.UnknownTimezoneWarning:
+        raise ValueError("its time zone is unknown") from None
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 

@@ -219,9 +219,7 @@ class Recorder:
             self.close()
             message = f"another run is writing to {self.course.name}/"
             raise RecordError(message, "wait until it has finished, then run this again") from error
-        with suppress(OSError):  # left by a run that was killed
-            for leftover in (self.course / ".tmp").iterdir():
-                leftover.unlink()
+        _sweep(self.course / ".tmp")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -279,13 +277,20 @@ class Recorder:
         self._write_notebook(self.course / "autograded" / place, dump(graded), timestamp)
         return Recorded(result.student, result.assignment, score, penalty, feedback)
 
-    def is_recorded(self, result: SubmissionResult) -> bool:
-        """Whether the gradebook and the graded copy show exactly this result."""
+    def is_recorded(self, result: SubmissionResult, timestamp: datetime | None = None) -> bool:
+        """Whether the gradebook and the graded copy show exactly this result.
+
+        Args:
+            result: what the grader found.
+            timestamp: if given, the recorded time of submission must be this one too.
+        """
         if result.status != "graded":
             return False
         if self._stamp_of(result) != stamp(result):
             return False
         with self._explained():
+            if timestamp is not None and self._time_of(result) != timestamp:
+                return False
             scores = self._scores(result.assignment, result.student)
         expected = {f"{exercise.id}-tests": exercise.score for exercise in result.exercises}
         if result.outcome == "invalid_notebook":
@@ -478,6 +483,19 @@ class Recorder:
         self.gradebook.db.rollback()
         return {row.name: row.auto_score for row in rows}
 
+    def _time_of(self, result: SubmissionResult) -> datetime | None:
+        from nbgrader.api import Assignment, SubmittedAssignment
+        from sqlalchemy import select
+
+        query = (
+            select(SubmittedAssignment.timestamp)
+            .join(Assignment, Assignment.id == SubmittedAssignment.assignment_id)
+            .where(Assignment.name == result.assignment, SubmittedAssignment.student_id == result.student)
+        )
+        found: datetime | None = self.gradebook.db.execute(query).scalar()
+        self.gradebook.db.rollback()
+        return found
+
     def _penalty(self, submission: SubmittedAssignment, notebook: SubmittedNotebook) -> float | None:
         """What the course's late plugin takes off, within what there is to take."""
         if submission.assignment.duedate is None or not submission.total_seconds_late:
@@ -629,6 +647,15 @@ def _disk(path: Path) -> Iterator[None]:
         }
         remedy = remedies.get(error.errno or 0, "check the permissions of the course's folder")
         raise RecordError(f"{path} could not be written ({error.strerror or error})", remedy) from error
+
+
+def _sweep(scratch: Path) -> None:
+    """Removes what a run that was killed left half written."""
+    with suppress(OSError):
+        for leftover in scratch.iterdir():
+            writer = leftover.name.partition("-")[0]
+            if not Path("/proc", writer).exists():
+                leftover.unlink()
 
 
 def _replace_if_new(path: Path, data: bytes, course: Path) -> None:

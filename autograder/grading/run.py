@@ -226,7 +226,7 @@ def _judge_version(slug: str) -> str:
         SUITES.parent / "answers" / f"{slug}.py",
         course.SOLUTIONS / f"{slug}.py",
         course.CHAPTERS / slug / "exercises.md",
-        *sorted(here.glob("*.py")),
+        *(here / f"{name}.py" for name in ("judge", "suite", "diagnose", "forbidden", "intake", "result")),
         *sorted((here.parent / "sandbox").glob("*.py")),
     ]
     digest = hashlib.sha256()

@@ -24,8 +24,8 @@ def warm_up() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import jaxtyping
-    import matplotlib.pyplot  # noqa: F401
+    import jaxtyping  # noqa: F401
+    import matplotlib.pyplot
     import numpy as np
     import torch
     from IPython.core.interactiveshell import InteractiveShell

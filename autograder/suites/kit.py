@@ -173,7 +173,7 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
     allowed = (atol or 0.0) + rtol * scale
     if not _gauge(what, error, max(allowed, 1e-300)):
         share = float(np.mean(np.abs(a[finite] - e[finite]) > allowed))
-        raise Wrong(f"{what}: {share:.0%} of the values are off; the largest error is {error:.3g}, and {allowed:.1g} is allowed")
+        raise Wrong(f"{what}: {share:.0%} of the values are off, by up to {error:.3g} where {allowed:.1g} is allowed")
 
 
 def _double(value: Any) -> np.ndarray:

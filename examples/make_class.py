@@ -1,0 +1,736 @@
+"""Makes the sample class of `examples/submitted/`, and the table of what must come out in `examples/README.md`.
+
+    python examples/make_class.py            write what is out of date
+    python examples/make_class.py --check    write nothing; exit 1 if a file is out of date
+
+The notebooks are made from the released ones, the reference solutions, the other right answers and the named mistakes,
+so the class follows the course when it changes. What must come out is written here by hand, as plain numbers.
+A second run changes no byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import hashlib
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autograder import course
+from autograder.answers import Answer, shelf
+
+HERE = Path(__file__).resolve().parent
+SUBMITTED, README = HERE / "submitted", HERE / "README.md"
+BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
+STUB = "raise NotImplementedError"
+ADDITIVE, SCALED = "additive", "scaled_dot_product"
+
+
+# ------------------------------------------------------------------------------------------------- a notebook
+
+
+class Paper:
+    """One student's notebook, on its way from the released one to what is handed in."""
+
+    def __init__(self, slug: str) -> None:
+        released = (course.CHAPTERS / slug / "exercises.ipynb").read_text(encoding="utf-8")
+        self.slug = slug
+        self.notebook: dict[str, Any] = json.loads(released)
+        for cell in self.cells:
+            cell["source"] = "".join(cell["source"])
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The cells, in order; their sources are plain strings."""
+        return self.notebook["cells"]
+
+    def index(self, name: str, suffix: str = "") -> int:
+        """Where the exercise's solution cell stands (or, with ``-tests``, its visible checks)."""
+        wanted = f"{self.slug}-{name}{suffix}"
+        return next(i for i, cell in enumerate(self.cells) if grade_id(cell) == wanted)
+
+    def __getitem__(self, name: str) -> str:
+        return self.cells[self.index(name)]["source"]
+
+    def __setitem__(self, name: str, source: str) -> None:
+        self.cells[self.index(name)]["source"] = source.strip("\n")
+
+    def body(self, name: str, body: str) -> Paper:
+        """Write an exercise by hand: these lines stand where the stub stood."""
+        self[name] = grafted(stub(self.slug, name), textwrap.dedent(body).strip("\n"))
+        return self
+
+    def write(self, name: str, source: str) -> Paper:
+        """Replace an exercise's whole cell."""
+        self[name] = textwrap.dedent(source)
+        return self
+
+    def insert(self, position: int, source: str, kind: str = "code") -> Paper:
+        """Put in a cell of the student's own."""
+        cell: dict[str, Any] = {"cell_type": kind, "metadata": {}, "source": textwrap.dedent(source).strip("\n")}
+        if kind == "code":
+            cell |= {"execution_count": None, "outputs": []}
+        cell["id"] = hashlib.sha256(f"{position} {source}".encode()).hexdigest()[:8]
+        self.cells.insert(position, cell)
+        return self
+
+    def bytes(self) -> bytes:
+        """The file, written as Jupyter writes it."""
+        notebook = copy.deepcopy(self.notebook)
+        for cell in notebook["cells"]:
+            cell["source"] = cell["source"].splitlines(keepends=True)
+        return (json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def grade_id(cell: dict[str, Any]) -> str:
+    """The name under which nbgrader knows a cell; empty for all others."""
+    return cell["metadata"].get("nbgrader", {}).get("grade_id", "")
+
+
+def stub(slug: str, name: str) -> str:
+    """The exercise's cell as it was released."""
+    paper = Paper(slug)
+    return paper[name]
+
+
+def reference(slug: str, name: str) -> str:
+    """The reference's definition."""
+    return course.solution(slug).definitions[name].source
+
+
+def named(slug: str, kind: str, exercise: str, name: str) -> str:
+    """A mistake or an alternative as a student would have written it into the released cell.
+
+    Raises:
+        SystemExit: the chapter has no answer of that name any more.
+    """
+    known: list[Answer] = getattr(shelf(slug), kind).get(exercise, [])
+    answer = next((answer for answer in known if answer.name == name), None)
+    if answer is None:
+        names = ", ".join(answer.name for answer in known)
+        sys.exit(f"{slug}: {exercise} has no {name} among its {kind} any more; choose another one of: {names}")
+    node = ast.parse(answer.source).body[0]
+    released = ast.parse(stub(slug, exercise)).body[0]
+    if ast.get_docstring(node) is not None or not isinstance(node, ast.FunctionDef):
+        return answer.source  # an edit of the reference, or a class: the student's cell is all of it
+    assert isinstance(released, ast.FunctionDef)
+    if [a.arg for a in node.args.args] != [a.arg for a in released.args.args]:
+        return answer.source
+    return grafted(stub(slug, exercise), "\n".join(ast.unparse(line) for line in node.body))
+
+
+def grafted(released: str, body: str) -> str:
+    """The released cell with these lines in place of the stub."""
+    assert released.count(STUB) == 1, "only a cell with one stub can be filled in"
+    return released.replace(f"    {STUB}", textwrap.indent(body, "    "))
+
+
+# ------------------------------------------------------------------------------------------ kinds of students
+
+
+def solved(slug: str) -> Paper:
+    """Every exercise as the reference has it."""
+    paper = Paper(slug)
+    for name in names(slug):
+        paper[name] = reference(slug, name)
+    return paper
+
+
+def names(slug: str) -> list[str]:
+    """The chapter's exercises, in order."""
+    return [exercise.name for exercise in course.sheet(slug).exercises]
+
+
+def with_alternatives(slug: str, **chosen: str) -> Paper:
+    """Right throughout, but written in another way: the first alternative of each exercise, or the one chosen."""
+    paper = Paper(slug)
+    for name in names(slug):
+        first = shelf(slug).alternatives[name][0].name
+        paper[name] = named(slug, "alternatives", name, chosen.get(name, first))
+    return paper
+
+
+def with_slips(slug: str, **slips: str) -> Paper:
+    """The reference, but for the named mistakes."""
+    paper = solved(slug)
+    for name, mistake in slips.items():
+        paper[name] = named(slug, "mistakes", name, mistake)
+    return paper
+
+
+def mixed_additive() -> bytes:
+    """A good student of a style of their own, who trips once."""
+    paper = with_alternatives(ADDITIVE, softmax="along_the_last_axis_and_back", attend="row_by_row")
+    paper["softmax"] = reference(ADDITIVE, "softmax")
+    paper["hard_alignment"] = named(ADDITIVE, "mistakes", "hard_alignment", "standing_still_counts_as_back")
+    paper.body(
+        "additive_scores",
+        """
+        q = queries @ w_q   # (..., n, h)
+        k = keys @ w_k      # (..., m, h)
+        # every query next to every key, numpy broadcasts the rest
+        pairs = np.expand_dims(q, -2) + np.expand_dims(k, -3)
+        return (np.tanh(pairs) * v).sum(-1)
+        """,
+    )
+    return paper.bytes()
+
+
+def mixed_scaled() -> bytes:
+    """The same student, one chapter later."""
+    paper = with_alternatives(SCALED)
+    for name in ("softmax_vjp", "attention_vjp"):
+        paper[name] = reference(SCALED, name)
+    paper.body(
+        "causal_mask",
+        """
+        mask = np.zeros((q_seq, kv_seq), dtype=bool)
+        for i in range(q_seq):
+            mask[i, : max(0, i + kv_seq - q_seq + 1)] = True
+        return mask
+        """,
+    )
+    paper["effective_support"] = named(SCALED, "mistakes", "effective_support", "participation_ratio")
+    return paper.bytes()
+
+
+def half_finished() -> bytes:
+    """Four exercises done, the fifth begun, the rest as released."""
+    paper = Paper(SCALED)
+    for name in names(SCALED)[:4]:
+        paper[name] = reference(SCALED, name)
+    paper.body(
+        "causal_mask",
+        """
+        # the last query is the last key, so shift by the difference
+        offset = kv_seq - q_seq
+        mask = np.tril(np.ones((q_seq, kv_seq)), k=offset)
+        # TODO: has to be boolean, go on here tomorrow
+        """,
+    )
+    return paper.bytes()
+
+
+def syntax_error() -> bytes:
+    """A bracket that nobody closed."""
+    paper = solved(ADDITIVE)
+    paper["bilinear_scores"] = paper["bilinear_scores"].replace("return queries @ w @", "return (queries @ w @")
+    return paper.bytes()
+
+
+def exception_in_a_cell() -> bytes:
+    """A line above the function uses a name that does not exist, so the function is never defined."""
+    paper = solved(SCALED)
+    paper["padding_mask"] = "lengths = np.array([1, 3])\nprint(lenghts.shape)\n\n\n" + paper["padding_mask"]
+    return paper.bytes()
+
+
+def endless_function() -> bytes:
+    """A loop whose condition never changes."""
+    paper = solved(ADDITIVE)
+    paper.body(
+        "steps_to_connect",
+        """
+        if layer not in ("rnn", "cnn", "dilated_cnn", "attention") or distance < 0:
+            raise ValueError(layer)
+        if layer == "rnn":
+            return distance
+        if layer == "attention":
+            return min(distance, 1)
+        if kernel_size < 2:
+            raise ValueError("kernel_size")
+        if layer == "cnn":
+            return -(-distance // (kernel_size - 1))
+        if dilation < 1:
+            raise ValueError("dilation")
+        layers = 0
+        reach = 0
+        while reach < distance:
+            step = (kernel_size - 1) * dilation ** layers
+            layers += 1
+        return layers
+        """,
+    )
+    return paper.bytes()
+
+
+def endless_cell() -> bytes:
+    """The function is right; the trial below it in the same cell never ends."""
+    paper = solved(SCALED)
+    paper["causal_mask"] += textwrap.dedent(
+        """
+
+        # how small does the temperature have to get?
+        t = 1.0
+        while t != 0.05:
+            t -= 0.1
+        """
+    )
+    return paper.bytes()
+
+
+def memory_hog() -> bytes:
+    """Keeps everything and never lets go."""
+    paper = solved(ADDITIVE)
+    paper.body(
+        "hard_alignment",
+        """
+        # keep the whole history, I want to plot it later
+        history = []
+        row = 0
+        while row < 1_000_000:
+            history.append(np.zeros((len(weights), 64, 1024, 1024)))
+            row += 1
+        return history[-1].argmax(-1), 1.0
+        """,
+    )
+    return paper.bytes()
+
+
+def kills_its_process() -> bytes:
+    """Ends the process that is asked for an answer."""
+    paper = solved(ADDITIVE)
+    paper.body("hard_alignment", "import os\n\nos._exit(0)  # nothing to see here, all tests passed")
+    return paper.bytes()
+
+
+def exits_a_cell() -> bytes:
+    """A habit from scripts."""
+    paper = solved(SCALED)
+    paper["softmax_jacobian"] += "\n\nimport sys\nsys.exit(0)  # done for today"
+    return paper.bytes()
+
+
+def renamed_function() -> bytes:
+    """The function is right and has another name, under which the student's next one calls it."""
+    paper = solved(SCALED)
+    paper["softmax_vjp"] = paper["softmax_vjp"].replace("def softmax_vjp(", "def softmax_gradient(")
+    paper["attention_vjp"] = paper["attention_vjp"].replace(" softmax_vjp(", " softmax_gradient(")
+    return paper.bytes()
+
+
+def not_a_notebook() -> bytes:
+    """A printout, renamed so that the upload form takes it."""
+    lines = ["%PDF-1.4", "% exercises_additive_final_v2.pdf", "1 0 obj", "<< /Type /Catalog /Pages 2 0 R >>", "endobj"]
+    return "\n".join([*lines, "trailer", "<< /Root 1 0 R >>", "%%EOF", ""]).encode()
+
+
+def without_metadata() -> bytes:
+    """Written in a tool that throws away all metadata, nbgrader's included."""
+    paper = solved(ADDITIVE)
+    paper.notebook["metadata"] = {}
+    for cell in paper.cells:
+        cell["metadata"] = {}
+    return paper.bytes()
+
+
+def extra_cells() -> bytes:
+    """Scratch work everywhere: magics, installs, plots, notes."""
+    paper = solved(SCALED)
+    paper.insert(paper.index("attention_vjp") + 1, "softmax_vjp?")
+    paper.insert(paper.index("causal_mask") + 1, "%%time\nm = causal_mask(200, 200)\nm.sum()")
+    paper.insert(
+        paper.index("softmax_jacobian"),
+        """
+        import matplotlib.pyplot as plt
+        plt.plot(np.linspace(-3, 3), np.exp(np.linspace(-3, 3)))
+        plt.title("exp grows fast")
+        plt.show()
+        """,
+    )
+    paper.insert(2, "!pip install numpy matplotlib\n%matplotlib inline")
+    paper.insert(2, "**My notes:** a row of weights sums to 1, a column does not.", "markdown")
+    paper.insert(len(paper.cells), "assert 1 == 2, 'check tomorrow'")
+    return paper.bytes()
+
+
+def deleted_cells() -> bytes:
+    """Only answers are left: no prose, no checks, no given cell, and one answer went with them."""
+    paper = solved(ADDITIVE)
+    kept = {f"{ADDITIVE}-{name}" for name in names(ADDITIVE)} - {f"{ADDITIVE}-bilinear_scores"}
+    paper.notebook["cells"] = [cell for cell in paper.cells if grade_id(cell) in kept]
+    return paper.bytes()
+
+
+def moved_cells() -> bytes:
+    """Cells in another order, one answer split over two cells, one written at the end instead of in its place."""
+    paper = solved(SCALED)
+    paper["attention_vjp"] = stub(SCALED, "attention_vjp")
+    paper.body(
+        "softmax_with_temperature",
+        """
+        if temperature < 0:
+            raise ValueError("temperature")
+        if temperature == 0:
+            best = scores == scores.max(-1, keepdims=True)
+            return (best / best.sum(-1, keepdims=True)).astype(scores.dtype)
+        return stable_softmax(scores, temperature)
+        """,
+    )
+    helper = """
+    def stable_softmax(z, t):
+        with np.errstate(over="ignore"):
+            e = np.exp((z - z.max(-1, keepdims=True)) / t)
+        return e / e.sum(-1, keepdims=True)
+    """
+    paper.insert(paper.index("softmax_with_temperature"), helper)
+    effective = paper.cells.pop(paper.index("effective_support"))
+    paper.cells.insert(2, effective)
+    paper.insert(len(paper.cells), reference(SCALED, "attention_vjp"))
+    return paper.bytes()
+
+
+def wrong_kernel() -> bytes:
+    """Written with an environment that exists on one laptop only."""
+    paper = with_slips(ADDITIVE, additive_scores="no_tanh")
+    paper.notebook["metadata"]["kernelspec"] = {
+        "display_name": "Python [conda env:deep-learning-2]",
+        "language": "python",
+        "name": "conda-env-deep-learning-2-py",
+    }
+    return paper.bytes()
+
+
+def talkative() -> bytes:
+    """Every function prints, warns and writes to stderr."""
+    paper = solved(SCALED)
+    for name in names(SCALED):
+        tree = ast.parse(paper[name]).body[0]
+        assert isinstance(tree, ast.FunctionDef)
+        lines = paper[name].splitlines()
+        chatter = [
+            f'    print("in {name}")',
+            f'    print("{name} called", file=sys.stderr)',
+            f'    warnings.warn("{name}: am I doing this right?")',
+        ]
+        lines[tree.body[1].lineno - 1 : tree.body[1].lineno - 1] = chatter
+        paper[name] = "\n".join(lines)
+    paper.insert(2, 'import logging\nimport sys\nimport warnings\n\nlogging.warning("here we go")\nprint("x" * 100_000)')
+    return paper.bytes()
+
+
+def calls_the_library() -> bytes:
+    """Asks torch for what was to be written."""
+    paper = solved(ADDITIVE)
+    paper.body("softmax", "t = torch.from_numpy(scores)\nreturn torch.softmax(t, dim=axis).numpy()")
+    return paper.bytes()
+
+
+def calls_the_library_through_a_helper() -> bytes:
+    """The same, one function further away and under another name."""
+    paper = solved(SCALED)
+    helper = """
+    import torch as t
+
+    def lower_triangle(rows, columns):
+        return t.tril(t.ones(rows, columns), columns - rows).bool().numpy()
+    """
+    paper.insert(2, helper)
+    paper.body("causal_mask", "return lower_triangle(q_seq, kv_seq)")
+    return paper.bytes()
+
+
+def from_windows() -> bytes:
+    """A byte order mark, and both kinds of line ends: those of the file and those inside the cells."""
+    paper = solved(ADDITIVE)
+    for cell in paper.cells:
+        cell["source"] = cell["source"].replace("\n", "\r\n")
+    return b"\xef\xbb\xbf" + paper.bytes().replace(b"\n", b"\r\n")
+
+
+def from_an_old_jupyter() -> bytes:
+    """nbformat 4.2, from before cells had ids."""
+    paper = with_slips(SCALED, cross_entropy_grad="sum_not_mean")
+    paper.notebook["nbformat_minor"] = 2
+    for cell in paper.cells:
+        cell.pop("id", None)
+    return paper.bytes()
+
+
+# -------------------------------------------------------------------------------------------------- the class
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must come out of one exercise."""
+
+    outcome: str
+    score: float
+    mistake: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One submission: what it is, how it is made, and what must come out.
+
+    Exercises that ``but`` leaves out get ``rest``: all points for ``passed``, none for anything else.
+    """
+
+    student: str
+    slug: str
+    what: str
+    make: Callable[[], bytes]
+    score: float
+    but: dict[str, Expected] = field(default_factory=dict)
+    rest: str = "passed"
+    outcome: str = "ok"
+
+    @property
+    def path(self) -> Path:
+        """Where the notebook lies."""
+        return SUBMITTED / self.student / self.slug / "exercises.ipynb"
+
+    def expected(self) -> dict[str, Expected]:
+        """What must come out of each exercise, by the exercise's name."""
+        every = {}
+        for exercise in course.sheet(self.slug).exercises:
+            full = exercise.points if self.rest == "passed" else 0.0
+            every[exercise.name] = self.but.get(exercise.name, Expected(self.rest, full))
+        return every
+
+
+def failed(score: float, mistake: str | None = None) -> Expected:
+    """A wrong answer, the points that it keeps, and the mistake's name if it has one."""
+    return Expected("failed", score, mistake)
+
+
+NOT_ATTEMPTED = Expected("not_attempted", 0.0)
+
+CLASS = (
+    Entry("s001", ADDITIVE, "Everything right, as the reference has it.", lambda: solved(ADDITIVE).bytes(), 32),
+    Entry("s001", SCALED, "Everything right, as the reference has it.", lambda: solved(SCALED).bytes(), 26),
+    Entry("s002", ADDITIVE, "Everything right, in other ways.", lambda: with_alternatives(ADDITIVE).bytes(), 32),
+    Entry("s002", SCALED, "Everything right, in other ways.", lambda: with_alternatives(SCALED).bytes(), 26),
+    Entry("s003", ADDITIVE, "Good, in a style of its own, with one slip.", mixed_additive, 0),
+    Entry("s003", SCALED, "Good, in a style of its own, with one slip.", mixed_scaled, 0),
+    Entry(
+        "s004",
+        ADDITIVE,
+        "Normalises along the wrong axis.",
+        lambda: with_slips(
+            ADDITIVE, attend="softmax_over_queries", AdditiveAttention="softmax_over_queries"
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s004",
+        SCALED,
+        "Normalises along the wrong axis; the gradient that builds on it suffers too.",
+        lambda: with_slips(
+            SCALED,
+            scaled_dot_product_attention="softmax_over_queries",
+            softmax_with_temperature="normalises_over_rows",
+            cross_entropy_grad="softmax_over_the_batch",
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s005",
+        ADDITIVE,
+        "Gets masks the wrong way round, or forgets them.",
+        lambda: with_slips(ADDITIVE, attend="mask_inverted", AdditiveAttention="reads_one_key_too_many").bytes(),
+        0,
+    ),
+    Entry(
+        "s005",
+        SCALED,
+        "Gets masks the wrong way round.",
+        lambda: with_slips(
+            SCALED, scaled_dot_product_attention="mask_inverted", causal_mask="inverted", padding_mask="inverted"
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s006",
+        ADDITIVE,
+        "Exponentiates raw scores: right on small numbers only.",
+        lambda: with_slips(ADDITIVE, softmax="no_max_subtraction").bytes(),
+        0,
+    ),
+    Entry(
+        "s006",
+        SCALED,
+        "Exponentiates raw scores: right on small numbers only.",
+        lambda: with_slips(
+            SCALED,
+            scaled_dot_product_attention="no_max_subtraction",
+            softmax_with_temperature="no_max_subtraction",
+            cross_entropy_grad="no_max_subtraction",
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s007",
+        ADDITIVE,
+        "Right values, at a cost that the contract rules out.",
+        lambda: with_slips(
+            ADDITIVE,
+            additive_scores="loops_over_queries",
+            bilinear_scores="keeps_all_products",
+            AdditiveAttention="loops_over_queries",
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s007",
+        SCALED,
+        "Right values, at a cost that the contract rules out.",
+        lambda: with_slips(SCALED, softmax_vjp="through_the_jacobian", attention_vjp="through_the_jacobian").bytes(),
+        0,
+    ),
+    Entry(
+        "s008",
+        ADDITIVE,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            ADDITIVE,
+            softmax="ignores_the_axis",
+            additive_scores="divides_by_the_root_of_the_width",
+            bilinear_scores="normalises_the_scores",
+            attend="empty_rows_uniform",
+            AdditiveAttention="other_parameter_names",
+            BahdanauDecoderStep="context_before_embedding",
+            hard_alignment="last_of_equal_weights",
+            steps_to_connect="rounds_down",
+        ).bytes(),
+        0,
+    ),
+    Entry(
+        "s008",
+        SCALED,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            SCALED,
+            scaled_dot_product_attention="scale_ignored",
+            softmax_with_temperature="first_winner_takes_all",
+            softmax_jacobian="sign_flipped",
+            softmax_vjp="changes_upstream",
+            causal_mask="top_left_aligned",
+            padding_mask="lengths_unchecked",
+            attention_vjp="order_of_results",
+            cross_entropy_grad="smoothing_ignored",
+            effective_support="zero_times_log_zero",
+        ).bytes(),
+        0,
+    ),
+    Entry("s009", ADDITIVE, "Handed in as released.", lambda: Paper(ADDITIVE).bytes(), 0, rest="not_attempted"),
+    Entry("s009", SCALED, "Half finished.", half_finished, 12),
+    Entry("s010", ADDITIVE, "A syntax error in one cell.", syntax_error, 30, {"bilinear_scores": NOT_ATTEMPTED}),
+    Entry("s010", SCALED, "An exception in one cell.", exception_in_a_cell, 24, {"padding_mask": NOT_ATTEMPTED}),
+    Entry("s011", ADDITIVE, "An endless loop inside a function.", endless_function, 29),
+    Entry("s011", SCALED, "An endless loop at the top of a cell.", endless_cell, 24, {"causal_mask": NOT_ATTEMPTED}),
+    Entry("s012", ADDITIVE, "`os._exit` in a function.", kills_its_process, 28, {"hard_alignment": Expected("crashed", 0)}),
+    Entry("s012", SCALED, "`sys.exit` in a cell; it ends the cell and nothing else.", exits_a_cell, 26),
+    Entry("s013", ADDITIVE, "A memory hog.", memory_hog, 28, {"hard_alignment": Expected("memory", 0)}),
+    Entry("s013", SCALED, "A function under another name.", renamed_function, 23, {"softmax_vjp": NOT_ATTEMPTED}),
+    Entry(
+        "s014",
+        ADDITIVE,
+        "A PDF that is called `exercises.ipynb`.",
+        not_a_notebook,
+        0,
+        rest="invalid_notebook",
+        outcome="invalid_notebook",
+    ),
+    Entry("s014", SCALED, "An empty file.", lambda: b"", 0, rest="invalid_notebook", outcome="invalid_notebook"),
+    Entry("s015", ADDITIVE, "No metadata at all.", without_metadata, 32),
+    Entry("s015", SCALED, "Scratch cells everywhere: magics, installs, plots, a failing assert.", extra_cells, 26),
+    Entry(
+        "s016",
+        ADDITIVE,
+        "Only answers are left, and one of them was deleted with the rest.",
+        deleted_cells,
+        30,
+        {"bilinear_scores": NOT_ATTEMPTED},
+    ),
+    Entry("s016", SCALED, "Cells moved, split, and an answer in a cell at the end.", moved_cells, 26),
+    Entry("s017", ADDITIVE, "A kernel that exists elsewhere only; one slip.", wrong_kernel, 28),
+    Entry("s017", SCALED, "Prints, warnings and stderr in every function.", talkative, 26),
+    Entry("s018", ADDITIVE, "A forbidden call.", calls_the_library, 29, {"softmax": Expected("forbidden", 0)}),
+    Entry(
+        "s018",
+        SCALED,
+        "A forbidden call, through a helper and an alias.",
+        calls_the_library_through_a_helper,
+        24,
+        {"causal_mask": Expected("forbidden", 0)},
+    ),
+    Entry("s019", ADDITIVE, "Saved on Windows: CRLF and a byte order mark.", from_windows, 32),
+    Entry("s019", SCALED, "nbformat 4.2, cells without ids; one slip.", from_an_old_jupyter, 23),
+)
+
+
+# ----------------------------------------------------------------------------------------------- what is written
+
+
+def table() -> str:
+    """The class as a Markdown table: who handed in what, and what must come out."""
+    rows = ["| student | chapter | what was handed in | score | not passed |", "| --- | --- | --- | --- | --- |"]
+    for entry in CLASS:
+        score = f"{entry.score:g} / {course.sheet(entry.slug).points:g}"
+        rows.append(f"| {entry.student} | {entry.slug} | {entry.what} | {score} | {_not_passed(entry)} |")
+    return "\n".join(rows)
+
+
+def _not_passed(entry: Entry) -> str:
+    if entry.rest != "passed" and not entry.but:
+        return f"everything: {entry.rest}"
+    words = []
+    for name, expected in entry.expected().items():
+        if expected.outcome != "passed":
+            mistake = f" *{expected.mistake}*" if expected.mistake else ""
+            score = f", {expected.score:g}" if expected.score else ""
+            words.append(f"`{name}`: {expected.outcome}{mistake}{score}")
+    return "<br>".join(words)
+
+
+def page() -> str:
+    """`README.md` with the present table between its markers."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, marker, after = rest.partition(END)
+    if not marker:
+        sys.exit(f"{README.name} lacks the lines {BEGIN} and {END}, between which the table belongs")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def files() -> Iterator[tuple[Path, bytes]]:
+    """Every file of the class, and the README."""
+    for entry in CLASS:
+        yield entry.path, entry.make()
+    yield README, page().encode()
+
+
+def stale() -> list[Path]:
+    """What is out of date, missing, or nobody's."""
+    made = dict(files())
+    old = [path for path, data in made.items() if not path.is_file() or path.read_bytes() != data]
+    strangers = [path for path in SUBMITTED.rglob("*") if path.is_file() and path not in made]
+    return sorted(old + strangers)
+
+
+def main() -> None:
+    """Write the class, or check it."""
+    parser = argparse.ArgumentParser(description="Make the sample class.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    check = parser.parse_args().check
+    places = stale()
+    for path in places:
+        print(f"{path.relative_to(HERE.parent)}  {'out of date' if check else 'written'}")
+    if check and places:
+        sys.exit("run: python examples/make_class.py")
+    if not check and places:
+        shutil.rmtree(SUBMITTED, ignore_errors=True)
+        for path, data in files():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
