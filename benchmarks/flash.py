@@ -62,7 +62,8 @@ class Report:
         self.path, self.start = path, time.time()
         self.data = {"schema": 1, "complete": False, "provenance": provenance(), "tiny": TINY, "tokens": TOKENS,
                      "hidden": HIDDEN, "rounds": ROUNDS, "correctness": [], "speed": [], "memory": [], "window": [],
-                     "block_sparse": [], "linear": [], "linear_crossover": {}, "decode": [], "goals": [], "not_run": []}  # fmt: skip
+                     "block_sparse": [], "linear": [], "linear_crossover": {}, "decode": [], "goals": [],
+                     "not_run": []}  # fmt: skip
 
     def add(self, section, **row):
         """One measured row."""
