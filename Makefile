@@ -28,11 +28,15 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 # What tests need beside Python. Installed where that is possible (Debian or Ubuntu, as root), named where it is not.
-system:  ## Chromium for the browser tests
-	@if ! command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-			echo "Installing Chromium"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
-		else echo "Missing: Chromium. The book's browser tests are reported as not run; on Debian or Ubuntu: sudo make system"; fi; fi
+system:  ## Chromium for the browser tests, PostgreSQL for the gradebook's
+	@missing=""; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="chromium"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing $$missing"; apt-get update -qq; \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		else echo "Missing: $$missing. What needs it is reported as not run. On Debian or Ubuntu: sudo make system"; fi; fi
 
 book: env  ## the HTML book in _build/html
 	$(call step,Book)

@@ -218,6 +218,7 @@ def _grade(
     force: bool = False,
     roster: Path | None = None,
     db: str | None = None,
+    root: Path | None = None,
 ) -> Any:
     from autograder.grading.run import GradeRun, Step
     from autograder.grading.run import grade as run_grading
@@ -242,6 +243,7 @@ def _grade(
                 force=force,
                 roster=roster,
                 db=db,
+                root=root,
                 progress=progress,
             )
     finally:
@@ -275,18 +277,19 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open the class report in a browser.")] = False,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Leave the students' names out.")] = False,
     roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps students to LMS numbers.")] = None,
+    db: Annotated[str | None, typer.Option(metavar="URL", help="The gradebook (default: course/gradebook.db).")] = None,
 ) -> None:
     """Write the class report (HTML) and the exports (CSV for Canvas and Moodle, Gradescope's results.json)."""
-    page = _report(anonymous, roster)
+    page = _report(course.COURSE, anonymous=anonymous, roster=roster, db=db)
     if open_it:
         webbrowser.open(page.as_uri())
 
 
-def _report(anonymous: bool = False, roster: Path | None = None) -> Path:
+def _report(folder: Path, **options: Any) -> Path:
     from autograder.reporting import write_report
 
     with _explained():
-        page, exports = write_report(course.COURSE, anonymous=anonymous, roster=roster)
+        page, exports = write_report(folder, **options)
     console.print(f"Class report: [bold]{page}[/]", soft_wrap=True)
     for export in exports:
         console.print(f"Export:       {export}", soft_wrap=True)
@@ -323,9 +326,13 @@ def doctor(json_file: JsonFile = None) -> None:
 
 @app.command()
 def demo(json_file: JsonFile = None, workers: Workers = CORES) -> None:
-    """Grade the sample class of `examples/` end to end and say where the report is."""
-    run = _grade([course.ROOT / "examples" / "submitted"], json_file, workers=workers)
-    _report()
+    """Grade the sample class of `examples/` end to end and say where the report is.
+
+    It has a course folder of its own, `_build/demo`: your students' grades are not touched.
+    """
+    folder = course.BUILD / "demo"
+    run = _grade([course.ROOT / "examples" / "submitted"], json_file, workers=workers, root=folder)
+    _report(folder, problems=run.problems)
     if run.ungraded:
         raise typer.Exit(1)
 

@@ -412,7 +412,9 @@ def talkative() -> bytes:
         ]
         lines[tree.body[1].lineno - 1 : tree.body[1].lineno - 1] = chatter
         paper[name] = "\n".join(lines)
-    paper.insert(2, 'import logging\nimport sys\nimport warnings\n\nlogging.warning("here we go")\nprint("x" * 100_000)')
+    paper.insert(
+        2, 'import logging\nimport sys\nimport warnings\n\nlogging.warning("here we go")\nprint("x" * 100_000)'
+    )
     return paper.bytes()
 
 
@@ -502,22 +504,45 @@ def failed(score: float, mistake: str | None = None) -> Expected:
 
 
 NOT_ATTEMPTED = Expected("not_attempted", 0.0)
+FIRST_FOUR = {
+    "scaled_dot_product_attention": 4,
+    "softmax_with_temperature": 3,
+    "softmax_jacobian": 2,
+    "softmax_vjp": 3,
+}
 
 CLASS = (
     Entry("s001", ADDITIVE, "Everything right, as the reference has it.", lambda: solved(ADDITIVE).bytes(), 32),
     Entry("s001", SCALED, "Everything right, as the reference has it.", lambda: solved(SCALED).bytes(), 26),
     Entry("s002", ADDITIVE, "Everything right, in other ways.", lambda: with_alternatives(ADDITIVE).bytes(), 32),
     Entry("s002", SCALED, "Everything right, in other ways.", lambda: with_alternatives(SCALED).bytes(), 26),
-    Entry("s003", ADDITIVE, "Good, in a style of its own, with one slip.", mixed_additive, 0),
-    Entry("s003", SCALED, "Good, in a style of its own, with one slip.", mixed_scaled, 0),
+    Entry(
+        "s003",
+        ADDITIVE,
+        "Good, in a style of its own, with one slip.",
+        mixed_additive,
+        28,
+        {"hard_alignment": failed(0, "standing_still_counts_as_back")},
+    ),
+    Entry(
+        "s003",
+        SCALED,
+        "Good, in a style of its own, with one slip.",
+        mixed_scaled,
+        24.3333,
+        {"effective_support": failed(0.3333, "participation_ratio")},
+    ),
     Entry(
         "s004",
         ADDITIVE,
         "Normalises along the wrong axis.",
-        lambda: with_slips(
-            ADDITIVE, attend="softmax_over_queries", AdditiveAttention="softmax_over_queries"
-        ).bytes(),
-        0,
+        lambda: with_slips(ADDITIVE, attend="softmax_over_queries", AdditiveAttention="softmax_over_queries").bytes(),
+        16,
+        {
+            "attend": failed(0, "softmax_over_queries"),
+            "AdditiveAttention": failed(0, "softmax_over_queries"),
+            "BahdanauDecoderStep": failed(0),
+        },
     ),
     Entry(
         "s004",
@@ -529,14 +554,25 @@ CLASS = (
             softmax_with_temperature="normalises_over_rows",
             cross_entropy_grad="softmax_over_the_batch",
         ).bytes(),
-        0,
+        11.3333,
+        {
+            "scaled_dot_product_attention": failed(0, "softmax_over_queries"),
+            "softmax_with_temperature": failed(0.3333, "normalises_over_rows"),
+            "attention_vjp": failed(0),
+            "cross_entropy_grad": failed(0, "softmax_over_the_batch"),
+        },
     ),
     Entry(
         "s005",
         ADDITIVE,
         "Gets masks the wrong way round, or forgets them.",
         lambda: with_slips(ADDITIVE, attend="mask_inverted", AdditiveAttention="reads_one_key_too_many").bytes(),
-        0,
+        18.5,
+        {
+            "attend": failed(0, "mask_inverted"),
+            "AdditiveAttention": failed(1, "reads_one_key_too_many"),
+            "BahdanauDecoderStep": failed(1.5),
+        },
     ),
     Entry(
         "s005",
@@ -545,14 +581,24 @@ CLASS = (
         lambda: with_slips(
             SCALED, scaled_dot_product_attention="mask_inverted", causal_mask="inverted", padding_mask="inverted"
         ).bytes(),
-        0,
+        15.0909,
+        {
+            "scaled_dot_product_attention": failed(1.0909, "mask_inverted"),
+            "causal_mask": failed(0, "inverted"),
+            "padding_mask": failed(0, "inverted"),
+            "attention_vjp": failed(1),
+        },
     ),
     Entry(
         "s006",
         ADDITIVE,
         "Exponentiates raw scores: right on small numbers only.",
         lambda: with_slips(ADDITIVE, softmax="no_max_subtraction").bytes(),
-        0,
+        29.6667,
+        {
+            "softmax": failed(2.3333, "no_max_subtraction"),
+            "attend": failed(3.3333),
+        },
     ),
     Entry(
         "s006",
@@ -564,7 +610,13 @@ CLASS = (
             softmax_with_temperature="no_max_subtraction",
             cross_entropy_grad="no_max_subtraction",
         ).bytes(),
-        0,
+        24.3745,
+        {
+            "scaled_dot_product_attention": failed(3.6364, "no_max_subtraction"),
+            "softmax_with_temperature": failed(2.6667, "no_max_subtraction"),
+            "attention_vjp": failed(4.5, "no_max_subtraction"),
+            "cross_entropy_grad": failed(2.5714, "no_max_subtraction"),
+        },
     ),
     Entry(
         "s007",
@@ -576,14 +628,23 @@ CLASS = (
             bilinear_scores="keeps_all_products",
             AdditiveAttention="loops_over_queries",
         ).bytes(),
-        0,
+        30.2143,
+        {
+            "additive_scores": failed(3, "loops_over_queries"),
+            "bilinear_scores": failed(1.7143, "keeps_all_products"),
+            "AdditiveAttention": failed(4.5, "loops_over_queries"),
+        },
     ),
     Entry(
         "s007",
         SCALED,
         "Right values, at a cost that the contract rules out.",
         lambda: with_slips(SCALED, softmax_vjp="through_the_jacobian", attention_vjp="through_the_jacobian").bytes(),
-        0,
+        24.8333,
+        {
+            "softmax_vjp": failed(2.3333, "through_the_jacobian"),
+            "attention_vjp": failed(4.5, "through_the_jacobian"),
+        },
     ),
     Entry(
         "s008",
@@ -600,7 +661,17 @@ CLASS = (
             hard_alignment="last_of_equal_weights",
             steps_to_connect="rounds_down",
         ).bytes(),
-        0,
+        7.6508,
+        {
+            "softmax": failed(0.3333, "ignores_the_axis"),
+            "additive_scores": failed(0, "divides_by_the_root_of_the_width"),
+            "bilinear_scores": failed(0, "normalises_the_scores"),
+            "attend": failed(3.8889, "empty_rows_uniform"),
+            "AdditiveAttention": Expected("crashed", 0, "other_parameter_names"),
+            "BahdanauDecoderStep": Expected("crashed", 0),
+            "hard_alignment": failed(3.4286, "last_of_equal_weights"),
+            "steps_to_connect": failed(0, "rounds_down"),
+        },
     ),
     Entry(
         "s008",
@@ -618,17 +689,54 @@ CLASS = (
             cross_entropy_grad="smoothing_ignored",
             effective_support="zero_times_log_zero",
         ).bytes(),
-        0,
+        10.045,
+        {
+            "scaled_dot_product_attention": failed(1.4545, "scale_ignored"),
+            "softmax_with_temperature": failed(2.6667, "first_winner_takes_all"),
+            "softmax_jacobian": failed(0, "sign_flipped"),
+            "softmax_vjp": failed(2.6667, "changes_upstream"),
+            "causal_mask": failed(0.4, "top_left_aligned"),
+            "padding_mask": failed(1.3333, "lengths_unchecked"),
+            "attention_vjp": failed(0, "order_of_results"),
+            "cross_entropy_grad": failed(0.8571, "smoothing_ignored"),
+            "effective_support": failed(0.6667, "zero_times_log_zero"),
+        },
     ),
     Entry("s009", ADDITIVE, "Handed in as released.", lambda: Paper(ADDITIVE).bytes(), 0, rest="not_attempted"),
-    Entry("s009", SCALED, "Half finished.", half_finished, 12),
+    Entry(
+        "s009",
+        SCALED,
+        "Half finished.",
+        half_finished,
+        12,
+        {name: Expected("passed", points) for name, points in FIRST_FOUR.items()} | {"causal_mask": failed(0)},
+        rest="not_attempted",
+    ),
     Entry("s010", ADDITIVE, "A syntax error in one cell.", syntax_error, 30, {"bilinear_scores": NOT_ATTEMPTED}),
     Entry("s010", SCALED, "An exception in one cell.", exception_in_a_cell, 24, {"padding_mask": NOT_ATTEMPTED}),
-    Entry("s011", ADDITIVE, "An endless loop inside a function.", endless_function, 29),
-    Entry("s011", SCALED, "An endless loop at the top of a cell.", endless_cell, 24, {"causal_mask": NOT_ATTEMPTED}),
-    Entry("s012", ADDITIVE, "`os._exit` in a function.", kills_its_process, 28, {"hard_alignment": Expected("crashed", 0)}),
+    Entry(
+        "s011",
+        ADDITIVE,
+        "An endless loop inside a function.",
+        endless_function,
+        29,
+        {"steps_to_connect": Expected("timeout", 0)},
+    ),
+    Entry(
+        "s011", SCALED, "An endless loop at the top level of a cell.", endless_cell, 24, {"causal_mask": NOT_ATTEMPTED}
+    ),
+    Entry(
+        "s012", ADDITIVE, "`os._exit` in a function.", kills_its_process, 28, {"hard_alignment": Expected("crashed", 0)}
+    ),
     Entry("s012", SCALED, "`sys.exit` in a cell; it ends the cell and nothing else.", exits_a_cell, 26),
-    Entry("s013", ADDITIVE, "A memory hog.", memory_hog, 28, {"hard_alignment": Expected("memory", 0)}),
+    Entry(
+        "s013",
+        ADDITIVE,
+        "A function that keeps asking for memory.",
+        memory_hog,
+        28,
+        {"hard_alignment": Expected("memory", 0)},
+    ),
     Entry("s013", SCALED, "A function under another name.", renamed_function, 23, {"softmax_vjp": NOT_ATTEMPTED}),
     Entry(
         "s014",
@@ -651,7 +759,14 @@ CLASS = (
         {"bilinear_scores": NOT_ATTEMPTED},
     ),
     Entry("s016", SCALED, "Cells moved, split, and an answer in a cell at the end.", moved_cells, 26),
-    Entry("s017", ADDITIVE, "A kernel that exists elsewhere only; one slip.", wrong_kernel, 28),
+    Entry(
+        "s017",
+        ADDITIVE,
+        "A kernel that exists elsewhere only; one slip.",
+        wrong_kernel,
+        28,
+        {"additive_scores": failed(0, "no_tanh")},
+    ),
     Entry("s017", SCALED, "Prints, warnings and stderr in every function.", talkative, 26),
     Entry("s018", ADDITIVE, "A forbidden call.", calls_the_library, 29, {"softmax": Expected("forbidden", 0)}),
     Entry(
@@ -663,7 +778,14 @@ CLASS = (
         {"causal_mask": Expected("forbidden", 0)},
     ),
     Entry("s019", ADDITIVE, "Saved on Windows: CRLF and a byte order mark.", from_windows, 32),
-    Entry("s019", SCALED, "nbformat 4.2, cells without ids; one slip.", from_an_old_jupyter, 23),
+    Entry(
+        "s019",
+        SCALED,
+        "nbformat 4.2, cells without ids; one slip.",
+        from_an_old_jupyter,
+        23,
+        {"cross_entropy_grad": failed(0, "sum_not_mean")},
+    ),
 )
 
 
@@ -683,11 +805,12 @@ def _not_passed(entry: Entry) -> str:
     if entry.rest != "passed" and not entry.but:
         return f"everything: {entry.rest}"
     words = []
-    for name, expected in entry.expected().items():
+    for exercise in course.sheet(entry.slug).exercises:
+        expected = entry.expected()[exercise.name]
         if expected.outcome != "passed":
             mistake = f" *{expected.mistake}*" if expected.mistake else ""
-            score = f", {expected.score:g}" if expected.score else ""
-            words.append(f"`{name}`: {expected.outcome}{mistake}{score}")
+            score = f", {expected.score:g} of {exercise.points:g}" if expected.score else ""
+            words.append(f"`{exercise.name}`: {expected.outcome}{mistake}{score}")
     return "<br>".join(words)
 
 

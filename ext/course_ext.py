@@ -186,7 +186,7 @@ def _mark(env: BuildEnvironment, docname: str, text: str | None = None) -> str:
 
 
 def trim_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out a script that only works with a network host."""
+    """Mend what the themes leave: a script that needs a network host, buttons without a name, a list of no items."""
     # sphinx-thebe is loaded by jupyter-book even when switched off: it names a network host, and fails on every page.
     context["script_files"] = [
         script
@@ -194,6 +194,22 @@ def trim_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
         if "sphinx-thebe" not in str(getattr(script, "filename", script))
         and "THEBE_JS_URL" not in str(getattr(script, "attributes", {}).get("body", ""))
     ]
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+    contents = context.get("generate_toctree_html")
+    if contents is not None:
+
+        def named(*args: Any, **kwargs: Any) -> Any:
+            markup = contents(*args, **kwargs)
+            return (
+                markup
+                if not isinstance(markup, str)
+                else markup.replace("<summary>", '<summary aria-label="subpages">')
+            )
+
+        context["generate_toctree_html"] = named
 
 
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:

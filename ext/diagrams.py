@@ -154,8 +154,8 @@ def taxonomy(mechanisms: Sequence[tuple[Mechanism, str]], branches: Mapping[str,
     """
     y, parts = 26.0, []
     for branch, groups in branches.items():
-        start = y
         parts.append(f'<text class="aid-branch" x="16" y="{y:g}">{html.escape(branch)}</text>')
+        start, last = y + 8, y
         y += 26
         for group in groups:
             items = [
@@ -163,12 +163,13 @@ def taxonomy(mechanisms: Sequence[tuple[Mechanism, str]], branches: Mapping[str,
                 for one, part in mechanisms
                 if one.group == group and one.kind == "mechanism"
             ]
-            parts.append(f'<path class="aid-edge" d="M22 {y - 30:g}V{y - 4:g}H34"/>')
+            last = y - 4
+            parts.append(f'<path class="aid-edge" d="M22 {last:g}H34"/>')
             parts.append(f'<text class="aid-group" x="40" y="{y:g}">{html.escape(group)}</text>')
             markup, high = _flow(items, 58, y + 21, WIDTH - 6)
             parts.append(markup)
             y += 21 + high + 9
-            parts.append(f'<path class="aid-edge" d="M22 {start + 8:g}V{y - 40:g}"/>' if group != groups[-1] else "")
+        parts.append(f'<path class="aid-edge" d="M22 {start:g}V{last:g}"/>')
         y += 8
     return (
         _open(y - 10, "Tree of the mechanisms: branches, groups, and what belongs to each") + "".join(parts) + "</svg>"
@@ -177,5 +178,5 @@ def taxonomy(mechanisms: Sequence[tuple[Mechanism, str]], branches: Mapping[str,
 
 def _short(name: str) -> str:
     """A name without what stands in brackets, cut at a length that fits a line."""
-    plain = name.split(" (")[0].split(", ")[0]
-    return plain if len(plain) <= 34 else plain[:32].rstrip() + "…"
+    plain = name.split(" (")[0].replace("`", "")
+    return plain if len(plain) <= 40 else plain[:38].rstrip(" ,") + "…"

@@ -96,12 +96,13 @@ class Palette:
 
     @staticmethod
     def on(colour: Any) -> str:
-        """Near-black or white, whichever reads better on `colour`; neither follows the page."""
+        """Black or white, whichever reads better on `colour` (always 4.5:1 or more); neither follows the page."""
         luminance = sum(
             share * (channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4)
             for share, channel in zip((0.2126, 0.7152, 0.0722), to_rgb(colour), strict=True)
         )
-        return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.0555 else "#111111"
+        # A black one step off, since black itself follows the page.
+        return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000001"
 
 
 palette = Palette()

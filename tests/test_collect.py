@@ -81,11 +81,11 @@ def pairs(found):
         ("additive-s001.ipynb", ("s001", "additive")),
         ("additive/s001.ipynb", ("s001", "additive")),
         ("s001/additive/exercises (1).ipynb", ("s001", "additive")),
-        ("exampleada_12345_67890_exercises.ipynb", ("exampleada_12345", "additive")),
-        ("exampleada_LATE_12345_67890_exercises.ipynb", ("exampleada_12345", "additive")),
-        ("Ada Example_1234567_assignsubmission_file_/exercises.ipynb", ("Ada-Example_1234567-", "additive")),
-        ("Ada Example_1234567_assignsubmission_file_exercises.ipynb", ("Ada-Example_1234567-", "additive")),
-        ("Ada Example_1234567_assignsubmission_file_/deep/er/exercises.ipynb", ("Ada-Example_1234567-", "additive")),
+        ("onestudent_12345_67890_exercises.ipynb", ("onestudent_12345", "additive")),
+        ("onestudent_LATE_12345_67890_exercises.ipynb", ("onestudent_12345", "additive")),
+        ("Student One_1234567_assignsubmission_file_/exercises.ipynb", ("Student-One_1234567-", "additive")),
+        ("Student One_1234567_assignsubmission_file_exercises.ipynb", ("Student-One_1234567-", "additive")),
+        ("Student One_1234567_assignsubmission_file_/deep/er/exercises.ipynb", ("Student-One_1234567-", "additive")),
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "zip", "zip of a folder"])
@@ -198,9 +198,9 @@ def test_the_newer_of_two_wins_and_the_other_is_named(tmp_path):
 
 def test_canvas_counts_attempts(tmp_path):
     names = [
-        "exampleada_1_2_exercises.ipynb",
-        "exampleada_1_3_exercises-1.ipynb",
-        "exampleada_LATE_1_4_exercises-2.ipynb",
+        "onestudent_1_2_exercises.ipynb",
+        "onestudent_1_3_exercises-1.ipynb",
+        "onestudent_LATE_1_4_exercises-2.ipynb",
     ]
     found = collected(pack(tmp_path / "c.zip", [(name, notebook(filler=name)) for name in names]))
     (submission,) = found.submissions
@@ -257,20 +257,20 @@ def test_a_zip_may_carry_times(tmp_path):
 
 def test_the_roster_says_who_is_who(tmp_path):
     table = tmp_path / "roster.csv"
-    table.write_text("﻿student,canvas_id,moodle_id,name\ns001,12345,,Ada Example\ns002,,77,Bob Example\n")
+    table.write_text("﻿student,canvas_id,moodle_id,name\ns001,12345,,Student One\ns002,,77,Student Two\n")
     roster = Roster.read(table)
     names = [
-        "exampleada_12345_1_exercises.ipynb",
-        "Bob Example_77_assignsubmission_file_/exercises.ipynb",
+        "onestudent_12345_1_exercises.ipynb",
+        "Student Two_77_assignsubmission_file_/exercises.ipynb",
         "unknown_9_9_exercises.ipynb",
     ]
     with collected(pack(tmp_path / "c.zip", [(name, notebook()) for name in names]), roster=roster) as found:
         assert [(each.student, each.name) for each in found.submissions] == [
-            ("s001", "Ada Example"),
-            ("s002", "Bob Example"),
+            ("s001", "Student One"),
+            ("s002", "Student Two"),
             ("unknown_9", "unknown"),
         ]
-    other_number = pack(tmp_path / "d.zip", [("ada  example_5_assignsubmission_file_/exercises.ipynb", notebook())])
+    other_number = pack(tmp_path / "d.zip", [("student  one_5_assignsubmission_file_/exercises.ipynb", notebook())])
     with collected(other_number, roster=roster) as found:
         assert pairs(found) == [("s001", "additive")]
 
@@ -422,14 +422,14 @@ def test_a_folder_that_may_not_be_listed_is_a_problem(tmp_path, monkeypatch):
 
 def test_who_sent_no_notebook_is_named(tmp_path):
     entries = [
-        ("exampleada_1_2_report.pdf", b"%PDF"),
+        ("onestudent_1_2_report.pdf", b"%PDF"),
         ("examplebob_3_4_exercises.ipynb", notebook()),
         ("examplebob_3_5_notes.txt", b""),
     ]
     found = collected(pack(tmp_path / "c.zip", entries))
     assert pairs(found) == [("examplebob_3", "additive")]
     (problem,) = found.problems
-    assert "exampleada" in problem.path
+    assert "onestudent" in problem.path
     assert problem.kind == "empty"
 
 
@@ -532,7 +532,7 @@ def test_no_archive_of_names_and_bytes_causes_a_traceback(tmp_path, entries, ass
     cut=st.integers(0, 400),
 )
 def test_no_damaged_archive_causes_a_traceback(tmp_path, flips, cut):
-    entries = [("exampleada_1_2_exercises.ipynb", notebook()), ("s001/additive/exercises.ipynb", notebook())]
+    entries = [("onestudent_1_2_exercises.ipynb", notebook()), ("s001/additive/exercises.ipynb", notebook())]
     data = bytearray(pack(tmp_path / "whole.zip", entries).read_bytes())
     for position, value in flips:
         data[position % len(data)] = value

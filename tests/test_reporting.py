@@ -31,7 +31,7 @@ from autograder.reporting.feedback import (
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ROSTER = Roster(
     [
-        RosterEntry("s001", "Ada Example", canvas_id="12345", moodle_id="77", email="ada@example.org", section="A"),
+        RosterEntry("s001", "Student One", canvas_id="12345", moodle_id="77", email="s001@example.org", section="A"),
         RosterEntry("s002", "=HYPERLINK(1)"),
     ]
 )
@@ -92,9 +92,9 @@ def rows_of(path):
 
 
 def test_feedback_says_what_happened_and_what_to_do_next():
-    page = Page(feedback_page(judged(b"", scores=(1.0, 2.0)), name="Ada"))
+    page = Page(feedback_page(judged(b"", scores=(1.0, 2.0)), name="Student"))
     for text in (
-        "Feedback for Ada",
+        "Feedback for Student",
         "3 of 5 points",
         "What to do next",
         "You return x itself, not 2 * x.",
@@ -172,7 +172,7 @@ def test_numbers_are_written_as_people_do():
 
 def test_the_class_report_counts_what_happened(course):
     page = Page(write_class_report(course, roster=ROSTER, problems=[Problem("inbox/x.zip", "is no zip")]).read_text())
-    for text in ("13 students", "13 graded submissions", "Ada Example (s001)", "inbox/x.zip: is no zip", "no sandbox"):
+    for text in ("13 students", "13 graded submissions", "Student One (s001)", "inbox/x.zip: is no zip", "no sandbox"):
         assert text in page.words
     for text in ("You return x itself, not 2 * x.", "the file is not JSON", "s014", "In need of a look"):
         assert text in page.words
@@ -194,7 +194,7 @@ def test_without_names_no_student_is_on_the_page(course):
     problem = Problem("inbox/s001/additive/exercises.ipynb", "is a link")
     path = write_class_report(course, names=False, roster=ROSTER, problems=[problem])
     page = Page(path.read_text())
-    assert not re.search(r"\bs0\d\d\b|Ada", path.read_text())
+    assert not re.search(r"\bs0\d\d\b|Student One", path.read_text())
     assert "1 file could not be used" in page.words
 
 
@@ -235,9 +235,9 @@ def test_one_call_makes_the_report_and_the_exports(tmp_path):
     with Recorder(course) as recorder:
         recorder.record(judged(data), data)
     table = tmp_path / "roster.csv"
-    table.write_text("student,name\ns001,Ada Example\n")
+    table.write_text("student,name\ns001,Student One\n")
     page, exports = write_report(course, roster=table)
-    assert "Ada Example" in page.read_text()
+    assert "Student One" in page.read_text()
     assert {path.name for path in exports} >= {
         "canvas.csv",
         "questions.csv",
@@ -245,7 +245,7 @@ def test_one_call_makes_the_report_and_the_exports(tmp_path):
         "feedback-additive.zip",
     }
     page, _ = write_report(course, anonymous=True, roster=table)
-    assert "Ada" not in page.read_text()
+    assert "Student One" not in page.read_text()
 
 
 # ------------------------------------------------------------------------------------------------------ exports
@@ -265,7 +265,7 @@ def test_canvas_takes_the_file_as_it_is(report):
     header, possible, *rows = rows_of(report / "canvas.csv")
     assert tuple(header) == (*CANVAS_COLUMNS, "Additive (998)")
     assert possible == ["    Points Possible", "", "", "", "", "5"]
-    assert rows[0] == ["Ada Example", "12345", "", "s001", "A", "4"]
+    assert rows[0] == ["Student One", "12345", "", "s001", "A", "4"]
     assert rows[1][0].startswith("'=")  # a formula stays a text
     assert rows[1][-1] == "2.75"
     assert "s014" not in {row[3] for row in rows}
@@ -276,8 +276,8 @@ def test_moodle_takes_the_file_as_it_is(report):
     assert tuple(header) == MOODLE_COLUMNS
     assert rows[0][:6] == [
         "Participant 77",
-        "Ada Example",
-        "ada@example.org",
+        "Student One",
+        "s001@example.org",
         "Submitted for grading - Graded",
         "4.00",
         "5.00",

@@ -1,7 +1,10 @@
-// Loads the module of each widget that stands on this page, and no other.
+// Loads the module of each widget that stands on this page, and no other; makes wide figures reachable.
 
 const kinds = ["matrix", "softmax", "frames", "mask", "stepper", "costs", "filter"];
 
 for (const kind of kinds) {
   if (document.querySelector(`aid-${kind}`)) import(new URL(`./${kind}.js`, import.meta.url));
 }
+
+// A figure that is wider than the page scrolls; the keyboard must be able to reach it then.
+for (const box of document.querySelectorAll(".aid-plot")) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;

@@ -27,7 +27,9 @@ STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$"
 # "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line
 PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?): ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
 # A build that stops says what it was on the line after one of these.
-STOPPED = re.compile(r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:")
+STOPPED = re.compile(
+    r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
+)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 VERBS = {"reading sources": "reading", "writing output": "writing"}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from typing import Any
@@ -120,12 +121,26 @@ def check(
         problems += [f"{slug}: {problem}" for problem in coverage_problems(slug)]
     problems += leak_problems(slugs)
     done: dict[str, ExerciseCheck] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _pool(workers) as pool:
         jobs = {pool.submit(check_exercise, e.slug, e.name, seeds): e for e in exercises}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
             progress(jobs[job].id)
     return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that are stopped in the middle of their work when the block is left by an exception."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        yield pool
+    except BaseException:
+        for worker in list(pool._processes.values()):
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _chapter_problems(slug: str) -> Iterator[str]:

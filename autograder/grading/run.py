@@ -95,9 +95,9 @@ def grade(
         run.problems = list(collected.problems)
         config = course.ROOT / "nbgrader_config.py"
         with Recorder(folder, db=db, config=config, roster=register) as recorder:
-            for submission, data, result, fresh in _judged(collected, folder, workers, scheduler, force):
+            for submission, data, result, fresh in _judged(collected, run.problems, folder, workers, scheduler, force):
                 before = _previous(folder, submission)
-                if fresh or not recorder.is_recorded(result):
+                if fresh or not recorder.is_recorded(result, submission.timestamp):
                     recorder.record(result, data, submission.timestamp)
                 run.judged += fresh
                 run.reused += not fresh
@@ -112,12 +112,18 @@ def grade(
 Judged = tuple[Submission, bytes, SubmissionResult, bool]
 
 
-def _judged(collected: Collected, folder: Path, workers: int, scheduler: str | None, force: bool) -> Iterator[Judged]:
+def _judged(
+    collected: Collected, problems: list[Problem], folder: Path, workers: int, scheduler: str | None, force: bool
+) -> Iterator[Judged]:
     """Results as they come, in any order; the flag says whether the submission was judged just now."""
     secret = course_secret()
     todo: list[Submission] = []
     for submission in collected.submissions:
-        data = submission.read()
+        try:
+            data = submission.read()
+        except CollectError as error:  # it vanished, or changed, since it was found
+            problems.append(Problem(submission.place, str(error), student=submission.student, slug=submission.slug))
+            continue
         previous = None if force else _previous(folder, submission)
         if previous is not None and previous.fingerprint == fingerprint(
             submission.slug, submission.student, data, secret

@@ -268,7 +268,7 @@ def class_page(
         "problem_count": len(problems),
         "students": len(students),
         "submissions": sum(len(assignment.rows) for assignment in assignments),
-        "ungraded": sum(len(assignment.ungraded) for assignment in assignments),
+        "noticed": sum(len(assignment.ungraded) + len(assignment.invalid) for assignment in assignments),
     }
     return render("class_report.html.j2", names=names, rows=rows, who=who, most=MISTAKES, **values)
 

@@ -61,7 +61,7 @@ class Final:
 def write_exports(
     course: Path, *, roster: Roster | None = None, db: str | None = None, canvas_ids: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Writes every export below ``course/report`` and returns their paths.
+    """Writes every export below ``course/report`` and returns their paths; Gradescope's, one a student, as a folder.
 
     Args:
         course: the course's folder.
@@ -80,10 +80,11 @@ def write_exports(
         rows = moodle_rows(course, slug, finals[slug], roster)
         written.append(write_report(course, f"moodle-{slug}.csv", _csv(MOODLE_COLUMNS, rows)))
         written.append(write_report(course, f"feedback-{slug}.zip", feedback_zip(course, slug)))
+        written.append(course / "report" / "gradescope" / slug)
         for result in _results(course, slug):
             data = json.dumps(gradescope(result, finals[slug].get(result.student)), indent=1) + "\n"
             place = f"gradescope/{slug}/{result.student}/results.json"
-            written.append(write_report(course, place, data.encode()))
+            write_report(course, place, data.encode())
     return written
 
 

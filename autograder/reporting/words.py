@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,24 @@ def chapter(slug: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def prose(text: str) -> Markup:
+    """Text with `code` in backticks as code, and everything else as it stands.
+
+    >>> prose("`axis` < 2")
+    Markup('<code>axis</code> &lt; 2')
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def unnumbered(title: str) -> str:
+    """A title without the number that its notebook gives it.
+
+    >>> unnumbered("7. Reading an alignment")
+    'Reading an alignment'
+    """
+    return re.sub(r"^\d+\.\s+", "", title)
+
+
 @lru_cache(maxsize=1)
 def templates() -> jinja2.Environment:
     """The environment of all templates: everything is escaped, and a missing value is an error."""
@@ -127,7 +147,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, chapter=chapter)
+    environment.filters.update(number=number, percent=percent, chapter=chapter, prose=prose, unnumbered=unnumbered)
     environment.globals["outcome"] = outcome
     return environment
 

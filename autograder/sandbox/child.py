@@ -38,9 +38,9 @@ def warm_up() -> None:
     settings.InteractiveShell.colors = "nocolor"
     settings.InteractiveShell.xmode = "Minimal"
     _shell = InteractiveShell.instance(config=settings)
-    # Nothing can be installed or started in the jail. A cell that tries goes on with its other lines.
+    # Nothing can be installed, started or shown in the jail. A cell that tries goes on with its other lines.
     _shell.system = _shell.getoutput = lambda *command, **options: None
-    for name in ("pip", "conda"):
+    for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
         _shell.register_magic_function(lambda line: None, "line", name)
     _shell.run_cell("import numpy, torch", store_history=False, silent=True)
     namespace: dict[str, Any] = {}

@@ -7,6 +7,7 @@ size, depth and count is capped before it is believed, because the other side ma
 
 from __future__ import annotations
 
+import builtins
 import socket
 import struct
 from dataclasses import dataclass
@@ -55,6 +56,14 @@ class Opaque:
     """A returned value of a kind that does not travel; only the name of its type does."""
 
     type_name: str
+
+
+def builtin_bases(error: dict[str, Any]) -> list[str]:
+    """The built-in exception types that an exception claims to be an instance of; other words are left out."""
+    names = error.get("bases")
+    words = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    known = [getattr(builtins, name, None) for name in words]
+    return [kind.__name__ for kind in known if isinstance(kind, type) and issubclass(kind, BaseException)]
 
 
 def send(connection: socket.socket, message: dict[str, Any]) -> None:
@@ -241,7 +250,7 @@ class _Decoder:
         if kind == "dict":
             return {self._node(k, depth + 1): self._node(v, depth + 1) for k, v in node["items"]}
         if kind == "dtype":
-            return getattr(torch, node["name"]) if node["torch"] else np.dtype(node["name"])
+            return _dtype(str(node["name"]), bool(node["torch"]))
         if kind == "handle":
             return (
                 Handle(int(node["number"]), str(node["type"]))
@@ -257,7 +266,10 @@ class _Decoder:
 
     def _array(self, node: dict[str, Any], kind: str) -> Any:
         shape, order = [int(n) for n in node["shape"]], [int(n) for n in node["order"]]
-        stored: Any = self._numpy[node["name"]] if kind == "numpy" else self._torch[node["name"]]
+        # Taken out, not looked up: one array named a thousand times, with gaps, would fill our memory.
+        stored: Any = (self._numpy if kind == "numpy" else self._torch).pop(node["name"])
+        if not _plain(stored):
+            raise ProtocolError("an array of a kind that does not travel")
         if sorted(order) != list(range(len(shape))) or list(stored.shape) != [shape[axis] for axis in order]:
             raise ProtocolError("an array whose shape contradicts itself")
         if node["gap"] and stored.ndim:
@@ -269,6 +281,20 @@ class _Decoder:
             return stored.permute(inverse)
         array = stored.transpose(inverse)
         return array[()] if node.get("scalar") else array
+
+
+def _dtype(name: str, of_torch: bool) -> Any:
+    dtype = vars(torch).get(name) if of_torch else np.dtype(name)
+    if not isinstance(dtype, torch.dtype if of_torch else np.dtype):
+        raise ProtocolError("a dtype that is none")
+    return dtype
+
+
+def _plain(array: Any) -> bool:
+    """Whether an array holds real numbers, or truth values that are 0 or 1 in memory too."""
+    if isinstance(array, torch.Tensor):
+        return not array.is_complex() and (array.dtype != torch.bool or bool((array.view(torch.uint8) <= 1).all()))
+    return array.dtype.kind in "biuf" and (array.dtype != bool or bool((array.view(np.uint8) <= 1).all()))
 
 
 def _make_generator(spec: Generator) -> Any:

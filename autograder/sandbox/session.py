@@ -7,6 +7,7 @@ bad cell costs its own exercises and no others.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -20,7 +21,6 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ import msgpack
 
 from autograder.sandbox.errors import Crashed, OutOfMemory, SandboxUnavailable, StudentError, TimedOut
 from autograder.sandbox.jail import ENVIRONMENT, Limits
-from autograder.sandbox.protocol import Closed, ProtocolError, receive, send
+from autograder.sandbox.protocol import Closed, ProtocolError, builtin_bases, receive, send
 
 LIMITS = Limits(cpu_seconds=60, address_space=3 << 30, processes=16)
 CELL_SECONDS = 20.0
+DEAF_SECONDS = 60.0  # for a process to take what it is sent
+HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 8
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -79,6 +81,7 @@ class WarmServer:
                 start_new_session=True,
             )
         theirs.close()
+        self._lost = False
         self._control = ours
         self._control.settimeout(120)
         self._expect_ready()
@@ -91,6 +94,11 @@ class WarmServer:
         if ready != b"ready":
             text = self._log.read_text(errors="replace")[-800:]
             raise SandboxUnavailable(f"the sandbox's server did not start; `attn doctor` says why.\n{text}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs and has answered every request so far."""
+        return not self._lost and self._process.poll() is None
 
     def spawn(self, limits: Limits) -> Child:
         """Fork a jailed child."""
@@ -115,8 +123,10 @@ class WarmServer:
             self._control.sendmsg([msgpack.packb(request)], ancillary)
             reply = self._control.recv(1 << 16)
         except OSError as error:
+            self._lost = True
             raise SandboxUnavailable(f"the sandbox's server stopped answering: {error}") from None
         if not reply:
+            self._lost = True
             raise SandboxUnavailable("the sandbox's server is gone")
         return dict(msgpack.unpackb(reply))
 
@@ -139,14 +149,20 @@ def _font_cache() -> Path:
     return folder
 
 
-@cache
-def warm_server() -> WarmServer:
-    """This process's fork server, started on first use."""
-    import atexit
+_warm: WarmServer | None = None
 
-    server = WarmServer()
-    atexit.register(server.close)
-    return server
+
+def warm_server() -> WarmServer:
+    """This process's fork server, started on first use, and anew where it has died: others need not pay for that."""
+    global _warm
+    if _warm is not None and not _warm.alive:
+        atexit.unregister(_warm.close)
+        _warm.close()
+        _warm = None
+    if _warm is None:
+        _warm = WarmServer()
+        atexit.register(_warm.close)
+    return _warm
 
 
 @dataclass(frozen=True)
@@ -168,9 +184,9 @@ class Session:
         self._child: Child | None = None
         self._spent = 0.0  # CPU seconds of children that ended
         self._respawns = -1
-        self._budget = self._mark = self._wall = 0.0
         self.faults: dict[int, CellFault] = {}
         self._skip: set[int] = set()
+        self.allow(self._limits.cpu_seconds)
 
     def __enter__(self) -> Session:
         self._server = self._server or warm_server()
@@ -193,10 +209,7 @@ class Session:
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """See :class:`~autograder.sandbox.student.Transport`."""
-        budget = self._budget
         self._ensure()
-        if self._budget != budget:
-            self.allow(budget)
         return self._exchange(message)
 
     def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
@@ -214,7 +227,7 @@ class Session:
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
         try:
-            self._child.connection.settimeout(60)
+            self._child.connection.settimeout(DEAF_SECONDS)
             send(self._child.connection, message)
             return receive(_Watched(self._child.connection, self._check))  # type: ignore[arg-type]
         except TimedOut:
@@ -234,10 +247,17 @@ class Session:
             raise TimedOut(f"it did not finish within {self._budget:g} s")
 
     def _death(self) -> StudentError:
+        """What ended the child, or that it only hung up: then it is killed, because the server must not wait for it."""
+        assert self._child is not None
+        if not _ended(self._child.pid, HANG_UP_SECONDS):
+            self._end(kill=True)
+            return Crashed("its process closed its connection to the grader")
+        used = _tree_cpu(self._child.pid)
         status = self._end(kill=False)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-            return TimedOut("the submission used up its CPU time")
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
+            # The kernel kills at the limit of CPU time with the same signal as at a limit of memory.
+            if used >= self._limits.cpu_seconds - 0.5:
+                return TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             return OutOfMemory("its process was killed at a limit")
         return Crashed("its process ended in the middle of a call")
 
@@ -259,47 +279,54 @@ class Session:
             if self._spent > self._limits.cpu_seconds:
                 raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             assert self._server is not None
+            budget = self._budget
             self._child = self._server.spawn(self._limits)
             self._run_cells()
+            self.allow(budget)
 
     def _run_cells(self) -> None:
         assert self._child is not None
         connection = self._child.connection
         current = -1
-        budget = self._budget
         try:
             self.allow(CELL_SECONDS)
-            connection.settimeout(60)
+            connection.settimeout(DEAF_SECONDS)
             send(connection, {"cells": self._cells, "skip": sorted(self._skip)})
             while True:
                 reply = receive(_Watched(connection, self._check))  # type: ignore[arg-type]
                 if reply.get("ready"):
                     return
                 if "cell" in reply:
-                    current = int(reply["cell"])
+                    current = self._next_cell(reply["cell"], current)
                     self.allow(CELL_SECONDS)
                 elif reply.get("error") is not None:
-                    self._note(int(reply["done"]), reply["error"])
+                    self._note(current, reply["error"])
         except TimedOut as error:
             self._end(kill=True)
             self._give_up(current, "timeout", str(error))
         except (OSError, Closed):
             death = self._death()
             self._give_up(current, death.outcome, str(death))
-        except (ProtocolError, TypeError, ValueError, KeyError):
+        except ProtocolError:
             self._end(kill=True)
             self._give_up(current, "crashed", "its process sent an answer that is none")
-        finally:
-            self._budget = budget
 
-    def _note(self, cell: int, error: dict[str, Any]) -> None:
-        bases = [str(base) for base in error.get("bases", [])] or ["an exception of its own"]
+    def _next_cell(self, cell: Any, current: int) -> int:
+        """The cell that begins, believed only where it can be: a cell may write to our socket itself."""
+        if not isinstance(cell, int) or not current < cell < len(self._cells) or cell in self._skip:
+            raise ProtocolError("a cell that cannot be next")
+        return cell
+
+    def _note(self, cell: int, error: Any) -> None:
+        if not isinstance(error, dict):
+            raise ProtocolError("an error that is none")
+        bases = builtin_bases(error) or ["an exception of its own"]
         outcome = "memory" if error.get("memory") else "crashed"
         line = error.get("line")
         self.faults.setdefault(cell, CellFault(cell, outcome, bases[0], line if isinstance(line, int) else None))
 
     def _give_up(self, cell: int, outcome: str, error: str) -> None:
-        if cell in self._skip or cell < 0:
+        if cell < 0:
             raise SandboxUnavailable(f"the sandbox died before the first cell ran: {error}")
         self._skip.add(cell)
         self.faults[cell] = CellFault(cell, outcome, error)
@@ -327,6 +354,18 @@ def _tree_cpu(pid: int) -> float:
         return 0.0
     own = sum(int(field) for field in fields[11:15]) / _TICKS
     return own + sum(_tree_cpu(int(child)) for child in children)
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Whether a process has ended, or does so within these seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _peak_memory(pid: int) -> int | None:

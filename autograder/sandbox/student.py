@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autograder.sandbox.errors import Crashed, NotAttempted, OutOfMemory, Raised, StudentError
-from autograder.sandbox.protocol import Handle, ProtocolError, decode, encode
+from autograder.sandbox.protocol import Encoder, Handle, builtin_bases, decode
 from autograder.sandbox.workbench import Workbench
 
 
@@ -114,11 +114,11 @@ class Student:
     # What follows is shared with the handles of modules.
 
     def _ask(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> Any:
-        message = {"op": op, **target, "arguments": _encode((tuple(_bare(args)), dict(kwargs)))}
+        message = {"op": op, **target, "arguments": _Arguments().encode((args, kwargs))}
         return self._read(lambda: self._transport.request(message))
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
-        arguments = _encode((tuple(_bare(args)), dict(kwargs)))
+        arguments = _Arguments().encode((args, kwargs))
         outside: list[int | None] = []
 
         def measured() -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Student:
                 calls=tuple(str(name) for name in cost["calls"]),
                 outside_bytes=peak if outside[0] is None else outside[0],
             )
-        except (TypeError, KeyError, ValueError):
+        except Exception:
             raise Crashed("its process sent an answer that is none") from None
 
     def _read(self, request: Callable[[], dict[str, Any]]) -> Any:
@@ -149,19 +149,24 @@ class Student:
                 # Parameters that a module draws for itself must be the same on every run, and in a replay.
                 self._transport.request({"op": "seed", "seed": self._seed})
                 self._seed = None
-            reply = request()
-            if "error" in reply:
-                raise _error(reply["error"])
-            value = self._wrap(decode(reply["value"]))
+            value = self._understood(request())
         except StudentError as error:
             bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
             self.journal.entries.append(("error", f"{error.outcome}:{bases}"))
             raise
-        except (ProtocolError, KeyError, TypeError, ValueError):
-            self.journal.entries.append(("error", "crashed:"))
-            raise Crashed("its process sent an answer that is none") from None
         self.journal.entries.append(("value", value))
         return value
+
+    def _understood(self, reply: dict[str, Any]) -> Any:
+        """The value in a reply. Whatever goes wrong here was sent by the submission."""
+        try:
+            if "error" in reply:
+                raise _error(reply["error"])
+            return self._wrap(decode(reply["value"]))
+        except StudentError:
+            raise
+        except Exception:
+            raise Crashed("its process sent an answer that is none") from None
 
     def _wrap(self, value: Any) -> Any:
         if isinstance(value, Handle):
@@ -225,16 +230,15 @@ class Module:
         return self._student._trace({"handle": self.handle.number}, args, kwargs)
 
 
-def _bare(args: Any) -> list[Any]:
-    return [item.handle if isinstance(item, Module) else item for item in args]
+class _Arguments(Encoder):
+    """Sends a module back as the handle that it stands for, wherever it is among the arguments."""
 
-
-def _encode(arguments: Any) -> dict[str, Any]:
-    return encode(arguments)
+    def other(self, value: Any) -> Any:
+        return self._node(value.handle, 0) if isinstance(value, Module) else super().other(value)
 
 
 def _error(error: dict[str, Any]) -> StudentError:
-    bases = [str(name)[:80] for name in error.get("bases", [])][:12]
+    bases = builtin_bases(error)
     if "NotImplementedError" in bases:
         return NotAttempted("it is not written yet")
     if error.get("memory"):

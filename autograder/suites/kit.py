@@ -135,7 +135,7 @@ def close(
             f"{what}: it is {_kind(actual)}, where one number was expected",
         )
         if isinstance(expected, int):
-            whole = isinstance(actual, (int, np.integer)) or float(np.asarray(actual)) == int(np.asarray(actual))
+            whole = isinstance(actual, (int, np.integer)) or float(actual).is_integer()
             require(whole and int(actual) == expected, f"{what}: it is not the right number")
             return
         actual, expected, dtype = np.asarray(actual), np.asarray(expected), False

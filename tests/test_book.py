@@ -1,0 +1,453 @@
+"""The built book in a real browser: every page, in light and dark, on a wide and a narrow screen, by keyboard alone."""
+
+from __future__ import annotations
+
+import fcntl
+import html
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from autograder.authoring.book import BookError, build_book, server
+from ext import lesson
+
+ROOT = Path(__file__).resolve().parents[1]
+HTML = ROOT / "_build" / "html"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("book")]
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is missing: `make system`, or `apt-get install chromium`"
+)
+
+
+def _toc_pages() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files: list[str] = [toc["root"]]
+
+    def walk(entries: list[dict]) -> None:
+        for entry in entries:
+            files.append(entry["file"])
+            walk(entry.get("sections", []))
+
+    for part in toc["parts"]:
+        walk(part["chapters"])
+    return [f"{file.removesuffix('.ipynb')}.html" for file in files]
+
+
+PAGES = [*_toc_pages(), "search.html", "genindex.html"]
+
+
+@pytest.fixture(scope="session")
+def book() -> Path:
+    """The built book, built first where it is missing or older than its sources."""
+    lock = ROOT / "_build" / "book.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # test processes side by side build it once
+        stamp = ROOT / "_build" / "book.tested"
+        newest = max(path.stat().st_mtime for path in _sources())
+        if not (HTML / "index.html").is_file() or not stamp.is_file() or stamp.stat().st_mtime < newest:
+            build_book(strict=True)
+            stamp.touch()
+    return HTML
+
+
+def _sources() -> list[Path]:
+    folders = ("chapters", "ext", "web", "solutions")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files = [path for path in files if "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts]
+    return [*files, ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "index.md", ROOT / "references.bib"]
+
+
+@contextmanager
+def _serving(folder: Path) -> Iterator[str]:
+    serving = server(folder)
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{serving.server_address[1]}/"
+    finally:
+        serving.shutdown()
+        serving.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def site(book: Path) -> Iterator[str]:
+    """The book on the loopback address."""
+    with _serving(book) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def _violations(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {one['help']}: " + " | ".join(node["html"][:160] for node in one["nodes"][:4])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@contextmanager
+def _visit(
+    browser: Browser, address: str, path: str, scheme: str = "light", width: int = 1280, **options
+) -> Iterator[Page]:
+    """A page in a context of its own; what goes wrong on it fails the test."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on(
+        "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else faults.append(f"asks {r.url}")
+    )
+    page.on("response", lambda r: faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.on("requestfailed", lambda r: faults.append(f"failed {r.url}"))
+    page.on("console", lambda m: faults.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+    page.goto(address + path, wait_until="networkidle")
+    try:
+        yield page
+        assert not faults, f"{path}: {faults}"
+    finally:
+        context.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_stands_alone_and_anyone_can_use_it(browser: Browser, site: str, path: str) -> None:
+    """No request goes elsewhere, nothing fails, pictures are described, axe finds nothing serious, light or dark."""
+    for scheme in ("light", "dark"):
+        with _visit(browser, site, path, scheme) as page:
+            page.wait_for_function("!window.MathJax || !window.MathJax.startup || !!window.MathJax.startup.promise")
+            silent = page.locator(".bd-article").locator(
+                "img:not([alt]), img[alt=''], svg[role=img]:not([aria-label], [aria-hidden=true])"
+            )
+            assert silent.count() == 0, (
+                f"{path}: pictures without words: {silent.first.evaluate('e => e.outerHTML')[:200]}"
+            )
+            if path != "search.html":
+                assert _violations(page) == [], f"{path} in {scheme}"
+
+
+@needs_chromium
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_fits_a_phone(browser: Browser, site: str, path: str) -> None:
+    """Nothing but tables and figures in frames of their own is wider than a small screen."""
+    with _visit(browser, site, path, width=390, has_touch=True) as page:
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 1, f"{path} is {wide} pixels too wide"
+
+
+# --- the widgets, on a page of their own
+
+
+EVERY = {
+    "matrix": {
+        "rows": ["a", "b"],
+        "columns": ["x", "y", "z"],
+        "layers": [
+            {"name": "before", "values": [[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]},
+            {"name": "after", "values": [[0.0, 0.0, 1.0], [0.5, -0.5, None]]},
+        ],
+        "row_title": "query",
+        "column_title": "key",
+        "value_title": "weight",
+    },
+    "softmax": {"labels": ["cat", "dog", "mat"], "scores": [2.0, 1.0, 0.1], "temperature": 1.0},
+    "frames": {
+        "x": [1, 2, 3],
+        "x_title": "key",
+        "y_title": "weight",
+        "slider_title": "width",
+        "frames": [
+            {"name": "d = 8", "series": [{"name": "raw", "values": [0.1, 0.2, 0.7]}]},
+            {"name": "d = 64", "series": [{"name": "raw", "values": [0.0, 0.0, 1.0]}]},
+        ],
+    },
+    "mask": {"q_seq": 3, "kv_seq": 4, "lengths": 3, "window": 2},
+    "stepper": {
+        "steps": [
+            {
+                "title": "First",
+                "text": "Take `m`.",
+                "matrices": [{"name": "S", "values": [[1, 2]], "highlight": [[0, 1]]}],
+            },
+            {"title": "Second", "text": "Rescale.", "matrices": []},
+            {"title": "Third", "text": "Done."},
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page with one widget of each kind, served with the book's own styles and modules."""
+    folder = tmp_path_factory.mktemp("bench")
+    for file in (ROOT / "web").iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    written: list[str] = []
+    original, lesson._write = lesson._write, written.append
+    try:
+        for kind, content in EVERY.items():
+            lesson.widget(kind, content, label=f"bench-{kind}", alt=f"A widget of kind {kind} to try.")
+    finally:
+        lesson._write = original
+    costs = json.loads((ROOT / "chapters" / "appendix" / "data" / "costs.json").read_text(encoding="utf-8"))
+    written.append(
+        '<aid-costs role="group" aria-label="Costs"><script type="application/json">'
+        f'{json.dumps(costs)}</script><div class="aid-static">table</div></aid-costs>'
+    )
+    lines = "".join(f'<tr data-kind="{kind}"><td>line {kind}</td></tr>' for kind in ("red", "blue", "red"))
+    written.append(
+        f'<aid-filter keys="kind"><table><thead><tr><th>a</th></tr></thead><tbody>{lines}</tbody></table></aid-filter>'
+    )
+    (folder / "index.html").write_text(
+        '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Bench</title>'
+        '<link rel="icon" href="favicon.svg"><link rel="stylesheet" href="widgets.css">'
+        '<script type="module" src="widgets.js"></script></head>'
+        f'<body style="background: white"><main><h1>Bench</h1>{"".join(written)}</main></body></html>',
+        encoding="utf-8",
+    )
+    with _serving(folder) as address:
+        yield address
+
+
+@needs_chromium
+def test_the_matrix_is_read_by_arrow_keys_and_keeps_its_place_between_layers(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-matrix")
+        box.locator("td[tabindex='0']").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+        reading = box.locator(".aid-reading")
+        assert reading.inner_text() == "query b, key y: weight 0.3"
+        page.keyboard.press("End")
+        assert "key z" in reading.inner_text()
+        page.keyboard.press("ArrowRight")  # at the edge: stays
+        assert "key z" in reading.inner_text()
+        box.locator("input[type=radio]").first.focus()
+        page.keyboard.press("ArrowRight")
+        assert reading.inner_text() == "query b, key z: weight –"
+        assert box.locator("td[tabindex='0']").count() == 1, "one stop for the Tab key"
+
+
+@needs_chromium
+def test_softmax_follows_its_sliders(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-softmax")
+        weights = box.locator(".aid-barvalue")
+        assert weights.all_inner_texts() == ["0.659", "0.242", "0.099"]
+        assert "effective support 2.33 of 3" in box.locator(".aid-reading").inner_text()
+        heat = box.get_by_label("temperature")
+        heat.focus()
+        page.keyboard.press("Home")  # temperature 0: the largest takes all
+        assert weights.all_inner_texts() == ["1.000", "0.000", "0.000"]
+        assert "effective support 1 of 3" in box.locator(".aid-reading").inner_text()
+        page.keyboard.press("End")
+        assert float(weights.first.inner_text()) < 0.5
+        assert heat.get_attribute("aria-valuetext") == "5.00"
+
+
+@needs_chromium
+def test_frames_step_and_are_read_off(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-frames")
+        before = box.locator("path.aid-line").get_attribute("d")
+        box.get_by_label("width").focus()
+        page.keyboard.press("ArrowRight")
+        assert box.locator("path.aid-line").get_attribute("d") != before
+        box.get_by_label("read off at key").focus()
+        page.keyboard.press("End")
+        assert box.locator(".aid-reading").inner_text() == "d = 64, key 3: raw 1"
+
+
+@needs_chromium
+def test_masks_combine_as_the_course_defines_them(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-mask")
+        count = box.locator(".aid-count")
+        assert count.inner_text().startswith("9 of 12 pairs")  # causal, bottom-right: 2 + 3 + 4
+        box.get_by_label("padding").focus()
+        page.keyboard.press("Space")
+        assert count.inner_text().startswith("8 of 12 pairs")
+        box.get_by_label("window", exact=True).focus()
+        page.keyboard.press("Space")
+        assert count.inner_text().startswith("5 of 12 pairs")
+        box.get_by_label("valid keys").focus()
+        page.keyboard.press("Home")
+        assert "Nothing to attend to for query 0, 1, 2" in count.inner_text()
+
+
+@needs_chromium
+def test_the_stepper_goes_both_ways_and_keeps_the_focus(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-stepper")
+        assert box.locator("td.aid-lit").inner_text() == "2"
+        box.get_by_role("button", name="next").focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("ArrowRight")
+        assert box.locator("h4").inner_text() == "Third"
+        assert box.get_by_role("button", name="next").is_disabled()
+        page.keyboard.press("ArrowLeft")
+        assert "step 2 of 3" in box.locator(".aid-where").inner_text()
+
+
+@needs_chromium
+def test_the_calculator_agrees_with_the_formulas(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-costs")
+        first = box.locator("tbody tr").first.locator("td")
+        assert first.all_inner_texts() == ["825 billion", "1 GiB", "67.1 million", "64 MiB", "201 million"]
+        box.get_by_label("length n").focus()
+        page.keyboard.press("ArrowRight")
+        assert first.nth(1).inner_text() == "4 GiB"
+        box.get_by_label("formulas of").select_option("linear attention")
+        assert "b*(d*d/h + d)*e" in box.locator("dl").inner_text()
+
+
+@needs_chromium
+def test_the_filter_hides_what_does_not_fit_and_says_how_much_is_left(browser: Browser, bench: str) -> None:
+    with _visit(browser, bench, "") as page:
+        box = page.locator("aid-filter")
+        box.get_by_label("kind").select_option("blue")
+        assert box.locator("tbody tr:visible").all_inner_texts() == ["line blue"]
+        box.get_by_label("words").fill("nothing")
+        assert box.locator(".aid-count").inner_text() == "0 of 3 lines"
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_the_widgets(browser: Browser, bench: str, scheme: str) -> None:
+    with _visit(browser, bench, "", scheme) as page:
+        assert _violations(page) == []
+
+
+@needs_chromium
+def test_without_javascript_there_is_something_to_read(browser: Browser, bench: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(bench)
+    for kind in EVERY:
+        assert len(page.locator(f"aid-{kind} .aid-static").inner_text().strip()) > 20 or (
+            page.locator(f"aid-{kind} .aid-static svg").count() == 1
+        )
+    context.close()
+
+
+# --- what needs no browser
+
+
+class _Anchors(HTMLParser):
+    """The ids and the links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if value is None:
+                continue
+            if name == "id":
+                self.ids.append(value)
+            elif (tag, name) in {("a", "href"), ("img", "src"), ("script", "src"), ("link", "href")}:
+                self.links.append(value)
+
+
+@cache
+def _anchors(path: Path) -> _Anchors:
+    parser = _Anchors()
+    parser.feed(path.read_text(encoding="utf-8"))
+    return parser
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_link_within_the_book_leads_somewhere(book: Path, path: str) -> None:
+    page = book / path
+    broken = []
+    for link in _anchors(page).links:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        target = target / "index.html" if target.is_dir() else target
+        is_page = target.is_file() and target.suffix == ".html"
+        lost = bool(parts.fragment) and is_page and unquote(parts.fragment) not in _anchors(target).ids
+        if not target.is_file() or lost:
+            broken.append(link)
+    assert not broken, f"{path}: {sorted(set(broken))}"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_id_stands_twice_on_a_page(book: Path, path: str) -> None:
+    ids = _anchors(book / path).ids
+    assert sorted({one for one in ids if ids.count(one) > 1}) == []
+
+
+def test_the_exercise_page_offers_the_very_notebook(book: Path) -> None:
+    for page in sorted(book.glob("chapters/*/exercises.html")):
+        source = ROOT / "chapters" / page.parent.name / "exercises.ipynb"
+        offered = [
+            page.parent / link for link in _anchors(page).links if "_downloads" in link and link.endswith(".ipynb")
+        ]
+        assert offered and all(path.read_bytes() == source.read_bytes() for path in offered)
+
+
+def test_nothing_hidden_is_in_the_book(book: Path) -> None:
+    """No file of the grader or the solutions, and no line that only they hold."""
+    hidden = [*(ROOT / "autograder" / "suites").glob("test_*.py"), *(ROOT / "autograder" / "answers").glob("*.py")]
+    lines: set[str] = set()
+    for file in [*hidden, *(ROOT / "solutions").glob("*.py")]:
+        assert not list(book.rglob(file.name)), file.name
+    for file in hidden:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if len(line.strip()) > 60 and not line.strip().startswith(("from ", "import ", "#", '"""')):
+                lines.add(line.strip())
+    for page in [*book.rglob("*.html"), *book.rglob("*.ipynb"), *book.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        text = html.unescape(re.sub(r"<[^>]+>", "", text)) if page.suffix == ".html" else text
+        assert not {line for line in lines if line in text}, page
+
+
+def test_a_build_that_cannot_work_says_why(tmp_path: Path) -> None:
+    with pytest.raises(BookError, match=r"_config\.yml"):
+        build_book(root=tmp_path, report=lambda line: None)
+    for name in ("_config.yml", "_toc.yml", "index.md", "chapters/demo/exercises.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(BookError, match="attn build demo"):
+        build_book(root=tmp_path, report=lambda line: None)

@@ -1,0 +1,665 @@
+"""A submission in its real jail: what a cell, a call or a lie costs, and that it costs nobody else anything."""
+
+import contextlib
+import math
+import socket
+import struct
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+
+from autograder.sandbox import protocol
+from autograder.sandbox import session as sessions
+from autograder.sandbox.errors import (
+    Crashed,
+    NotAttempted,
+    OutOfMemory,
+    Raised,
+    SandboxUnavailable,
+    StudentError,
+    TimedOut,
+)
+from autograder.sandbox.jail import Limits
+from autograder.sandbox.protocol import encode
+from autograder.sandbox.session import LIMITS, Session
+from autograder.sandbox.student import Direct, Module, Student
+
+SMALL = Limits(cpu_seconds=60, address_space=1 << 30, processes=16)
+
+CELLS = [
+    """import os, sys, time
+import numpy as np
+import torch
+from torch import nn
+kept = []
+""",
+    """def double(x):
+    return 2 * x
+
+def echo(*args, **kwargs):
+    return args, kwargs
+
+def scale_in_place(x):
+    x *= 3
+    return None
+
+def divide(a, b):
+    return a / b
+
+class Odd(LookupError):
+    pass
+
+def odd():
+    raise Odd("with a message")
+
+def unwritten():
+    raise NotImplementedError
+
+def leave():
+    os._exit(3)
+
+def crash():
+    import ctypes
+    ctypes.string_at(0)
+
+def say_goodbye():
+    raise SystemExit
+
+def forever():
+    while True:
+        pass
+
+def hoard():
+    return np.ones(2**33)
+
+def hoard_tensors():
+    return torch.ones(2**33)
+
+def recurse(n=0):
+    return recurse(n + 1)
+
+def no_value():
+    return object(), {1, 2}
+
+not_a_function = 3
+
+def remember(x):
+    kept.append(x)
+    return len(kept)
+""",
+    """class Layer(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.project = nn.Linear(width, 3)
+        self.drop = nn.Dropout(0.5)
+        self.width = width
+
+    def forward(self, x):
+        return self.drop(self.project(x))
+
+    def twice(self, x):
+        return self(self(x)[..., : self.width])
+
+def apply(layer, x=None, layers=()):
+    return [layer(x), *(one(x) for one in layers)]
+
+def draws():
+    return torch.rand(2), np.random.rand(2)
+""",
+    """def square_sum(x, y, factor=1.0):
+    return factor * (x * x).sum(), y * 2
+
+def cut(x):
+    return x.detach()
+
+def by_loop(x):
+    total = 0.0
+    for row in x:
+        for value in row:
+            total += float(value)
+    return total
+
+def at_once(x):
+    return x.sum()
+
+def allocate(count):
+    large = np.ones(count)
+    return float(large[-1])
+
+def pairs(x):
+    return (x[:, None] + x[None, :]).sum(), x.expand(1000, -1).shape[0]
+
+def product(a, b):
+    return a @ b
+""",
+]
+
+
+@pytest.fixture(scope="module")
+def session():
+    with Session(CELLS, SMALL) as opened:
+        assert opened.faults == {}
+        yield opened
+
+
+@pytest.fixture
+def student(session):
+    session.allow(20)
+    return Student(session)
+
+
+@pytest.fixture(params=["direct", "jailed"])
+def either(request):
+    """One and the same student, in this process and behind the wall."""
+    if request.param == "direct":
+        namespace = {}
+        for number, cell in enumerate(CELLS):
+            exec(compile(cell, f"<cell {number}>", "exec"), namespace)
+        return Student(Direct(namespace))
+    session = request.getfixturevalue("session")
+    session.allow(20)
+    return Student(session)
+
+
+# Calls
+
+
+def test_values_go_in_and_come_out(either):
+    assert np.array_equal(either.double(np.arange(3)), [0, 2, 4])
+    came = either.echo(np.float32(1), [True, None], key={"a": (torch.int8, 2.5)})
+    assert came == ((np.float32(1), [True, None]), {"key": {"a": (torch.int8, 2.5)}})
+    assert either.call("double", 2) == 4
+
+
+def test_what_cannot_travel_is_named(either):
+    thing, numbers = either.no_value()
+    assert isinstance(thing, Module)
+    assert (thing.handle.type_name, numbers.handle.type_name) == ("object", "set")
+
+
+def test_an_exception_is_told_by_its_builtin_bases_and_line(either):
+    with pytest.raises(Raised) as raised:
+        either.divide(1, 0)
+    error = raised.value
+    assert error.bases[:3] == ("ZeroDivisionError", "ArithmeticError", "Exception")
+    assert (error.cell, error.line) == (1, CELLS[1].split("\n").index("    return a / b") + 1)
+    with pytest.raises(Raised) as raised:
+        either.odd()
+    assert (raised.value.type_name, raised.value.bases[0]) == ("Odd", "LookupError")
+    assert "message" not in str(raised.value)  # a message could carry the inputs out
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("say_goodbye", "SystemExit"), ("recurse", "RecursionError"), ("not_a_function", "TypeError")]
+)
+def test_what_a_call_raises_ends_the_call_alone(either, name, base):
+    with pytest.raises(Raised) as raised:
+        either.call(name)
+    assert raised.value.bases[0] == base
+    assert either.double(1) == 2
+
+
+@pytest.mark.parametrize("name", ["unwritten", "no_such_name"])
+def test_missing_and_untouched_names_are_not_attempted(either, name):
+    with pytest.raises(NotAttempted):
+        either.call(name)
+
+
+def test_wrong_arguments_are_a_type_error(either):
+    with pytest.raises(Raised) as raised:
+        either.double(1, 2, 3)
+    assert raised.value.bases[0] == "TypeError"
+
+
+def test_arguments_are_seen_as_they_are_afterwards(either):
+    before = np.ones(3)
+    result, (after,) = either.after("scale_in_place", before)
+    assert result is None
+    assert after.tolist() == [3, 3, 3]
+    assert before.tolist() == [1, 1, 1]
+    result, (after,) = either.after("double", torch.ones(2))
+    assert (result.tolist(), after.tolist()) == ([2, 2], [1, 1])
+
+
+def test_a_submission_keeps_its_state_between_calls(either):
+    first = either.remember(1)
+    assert either.remember(2) == first + 1
+
+
+def test_the_journal_holds_every_call_and_what_came_back(either):
+    either.double(2)
+    with pytest.raises(Raised):
+        either.odd()
+    with pytest.raises(NotAttempted):
+        either.unwritten()
+    expected = [("value", 4), ("error", "crashed:LookupError"), ("error", "not_attempted:")]
+    assert either.journal.entries == expected
+
+
+def test_the_seed_makes_what_a_submission_draws_reproducible(session):
+    session.allow(20)
+    first, again, other = (Student(session, seed).draws() for seed in (7, 7, 8))
+    assert torch.equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    modules = [Student(session, 7).Layer(4).state_dict()["project.weight"] for _ in range(2)]
+    assert torch.equal(*modules)
+    inside = Student(Direct({"Layer": lambda: torch.rand(2)}), 7).Layer()
+    assert torch.equal(inside, first[0])  # and the same in a replay outside
+
+
+# Modules, gradients, costs
+
+
+def test_a_module_stays_inside_and_answers(either):
+    layer = either.Layer(2)
+    assert isinstance(layer, Module)
+    weights = {"project.weight": torch.arange(6.0).reshape(3, 2), "project.bias": torch.ones(3)}
+    layer.load_state_dict(weights)
+    assert list(layer.state_dict()) == list(weights)
+    assert torch.equal(layer.state_dict()["project.weight"], weights["project.weight"])
+    layer.eval()
+    x = torch.tensor([[1.0, 2.0]])
+    wanted = x @ weights["project.weight"].T + 1
+    assert torch.allclose(layer(x), wanted)
+    assert torch.allclose(layer.call("twice", x), wanted[:, :2] @ weights["project.weight"].T + 1)
+    assert layer.call("width") == 2  # an attribute comes back as it is
+    assert layer.call("training") is False
+    layer.train()
+    assert layer.call("training") is True
+    many = layer(torch.ones(400, 2))
+    assert 0.3 < (many == 0).float().mean() < 0.7  # dropout is at work again
+    with pytest.raises(Raised):
+        layer.load_state_dict({"nothing": torch.ones(1)})
+
+
+def test_a_module_can_be_an_argument_wherever_it_stands(either):
+    one, other = either.Layer(2), either.Layer(2)
+    one.eval()
+    other.eval()
+    x = torch.ones(1, 2)
+    results = either.call("apply", one, x=x, layers=[other, one])
+    assert torch.equal(results[0], one(x))
+    assert torch.equal(results[1], other(x))
+    assert torch.equal(either.call("apply", layer=other, x=x)[0], other(x))
+
+
+def test_products_with_the_jacobian(either):
+    x, y = torch.tensor([1.0, 2.0, 3.0]), torch.ones(2)
+    output, gradients = either.vjp(
+        "square_sum", x, y, upstream=(torch.tensor(2.0), torch.ones(2)), wrt=(0, 1), factor=3.0
+    )
+    assert output[0] == 42
+    assert torch.equal(gradients[0], 2.0 * 3.0 * 2 * x)
+    assert torch.equal(gradients[1], torch.full((2,), 2.0))
+    _, gradients = either.vjp("square_sum", x, y, upstream=torch.tensor(1.0), wrt=(0, 1))
+    assert torch.equal(gradients[0], 2 * x)
+    assert gradients[1] is None  # what the first output does not depend on
+    with pytest.raises(Raised) as raised:
+        either.vjp("cut", x, upstream=x)
+    assert raised.value.bases[0] == "RuntimeError"
+
+
+def test_gradients_of_a_modules_parameters(either):
+    layer = either.Layer(2)
+    layer.eval()
+    x, upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    output, (by_input,), by_parameter = layer.vjp(x, upstream=upstream)
+    weight = layer.state_dict()["project.weight"]
+    assert torch.allclose(output, layer(x))
+    assert torch.allclose(by_input, upstream @ weight)
+    assert torch.allclose(by_parameter["project.weight"], upstream.T @ x)
+    assert torch.allclose(by_parameter["project.bias"], upstream.sum(0))
+
+
+def test_steps_grow_with_a_loop_and_not_with_one_operation(either):
+    small, large = np.ones((5, 5)), np.ones((50, 50))
+    loops = [either.trace("by_loop", x) for x in (small, large)]
+    assert [trace.result for trace in loops] == [25.0, 2500.0]
+    assert loops[0].steps < 100 < 2500 < loops[1].steps
+    at_once = [either.trace("at_once", x).steps for x in (small, large)]
+    assert at_once[0] == at_once[1] < 10
+
+
+def test_memory_operations_and_work_are_counted(either):
+    trace = either.trace("allocate", 2**20)
+    assert trace.peak_bytes == pytest.approx(2**23, rel=0.01)
+    assert either.trace("allocate", 1).peak_bytes < 2**16
+    trace = either.trace("pairs", torch.ones(64))
+    assert trace.largest == 64 * 64  # a broadcast view is free
+    assert {"add", "sum", "expand"} <= set(trace.calls)
+    trace = either.trace("product", torch.ones(3, 5), torch.ones(5, 7))
+    assert trace.flops == 2 * 3 * 5 * 7
+    assert either.trace("double", torch.ones(3)).flops == 0
+    layer = either.Layer(4)
+    assert layer.trace(torch.ones(6, 4)).flops == 2 * 6 * 4 * 3
+
+
+def test_memory_is_also_read_from_outside(student):
+    size = 96 * 2**20
+    assert student.trace("allocate", size // 8).outside_bytes == pytest.approx(size, rel=0.1)
+    assert student.trace("allocate", 8).outside_bytes < 8 * 2**20
+
+
+# What a call can do to its process, and nobody else's
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("leave", Crashed), ("crash", Crashed), ("hoard", OutOfMemory), ("hoard_tensors", OutOfMemory)],
+)
+def test_a_call_that_ends_its_process_is_told_apart_and_the_next_one_works(name, error):
+    with Session(CELLS[:2], SMALL) as session:
+        session.allow(20)
+        student = Student(session)
+        with pytest.raises(error) as raised:
+            student.call(name)
+        assert raised.type is error
+        assert student.double(4) == 8
+        assert session.faults == {}
+
+
+def test_an_endless_call_ends_at_its_limit_of_cpu_time():
+    with Session(CELLS[:2], SMALL) as session:
+        session.allow(0.5)
+        before = session.cpu_seconds
+        with pytest.raises(TimedOut, match=r"within 0\.5 s"):
+            Student(session).forever()
+        assert 0.4 < session.cpu_seconds - before < 3
+        session.allow(5)
+        assert Student(session).double(4) == 8
+
+
+def test_a_submissions_whole_cpu_time_has_a_limit_too():
+    with Session(CELLS[:2], Limits(cpu_seconds=2, address_space=1 << 30)) as session:
+        for _ in range(2):
+            session.allow(10)
+            with pytest.raises(TimedOut, match="used up its 2 s"):
+                Student(session).forever()
+
+
+def test_a_process_that_dies_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_RESPAWNS", 2)
+    with Session(CELLS[:2], SMALL) as session:
+        session.allow(20)
+        for _ in range(3):
+            with pytest.raises(Crashed, match="middle of a call"):
+                Student(session).leave()
+        with pytest.raises(Crashed, match="again and again"):
+            Student(session).double(1)
+
+
+# Cells
+
+
+FAULTY = {
+    "syntax": ("def broken(:", "crashed", "SyntaxError"),
+    "exception": ("x = 1\n1 / 0", "crashed", "ZeroDivisionError"),
+    "own exception": ("class Own(BaseException): pass\nraise Own", "crashed", "BaseException"),
+    "exit": ("raise SystemExit", "crashed", "SystemExit"),
+    "interrupt": ("raise KeyboardInterrupt", "crashed", "KeyboardInterrupt"),
+    "input": ("input()", "crashed", "EOFError"),
+    "memory": ("import numpy\nlarge = numpy.ones(2**33)", "memory", "MemoryError"),
+    "endless": ("while True: pass", "timeout", "it did not finish within 1 s"),
+    "leaves": ("import os\nos._exit(0)", "crashed", "its process ended in the middle of a call"),
+    "hangs up": (
+        "import os, time\nos.closerange(3, 200)\ntime.sleep(1000)",
+        "crashed",
+        "its process closed its connection to the grader",
+    ),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(sessions, "CELL_SECONDS", 1.0)
+    monkeypatch.setattr(sessions, "HANG_UP_SECONDS", 1.0)
+
+
+def test_every_kind_of_fault_costs_its_own_cell_alone(impatient):
+    cells = ["a = 1", *(source for source, _, _ in FAULTY.values()), "def f():\n    return a"]
+    with Session(cells, SMALL) as session:
+        faults = [(fault.outcome, fault.error) for _, fault in sorted(session.faults.items())]
+        assert faults == [(outcome, error) for _, outcome, error in FAULTY.values()]
+        assert sorted(session.faults) == list(range(1, len(cells) - 1))
+        assert session.faults[2].line == 2
+        session.allow(5)
+        assert Student(session).f() == 1
+
+
+def test_the_kernels_limit_of_cpu_time_is_a_timeout_and_not_a_lack_of_memory():
+    with Session(["while True: pass"], Limits(cpu_seconds=1, address_space=1 << 30)) as session:
+        assert session.faults[0].outcome == "timeout"
+
+
+def test_output_warnings_magics_and_threads_are_no_faults(impatient):
+    cells = [
+        "print('x' * 10**7)\nimport sys, warnings\nsys.stderr.write('y' * 10**6)\nwarnings.warn('no')",
+        "%matplotlib inline\n%config InlineBackend.figure_format = 'svg'\n!ls /\n%pip install x\nz = 3",
+        "%%time\nw = 4",
+        "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])\nplt.show()",
+        "import asyncio\nawait asyncio.sleep(0)",
+        "import threading\nt = threading.Thread(target=lambda: None)\nt.start()\nt.join()",
+        "def f(): return z + w",
+    ]
+    with Session(cells, LIMITS) as session:
+        assert session.faults == {}
+        session.allow(5)
+        assert Student(session).f() == 7
+
+
+# What a submission sees
+
+
+SPY = """
+import os, socket, sys
+
+def environment():
+    return dict(os.environ)
+
+def files():
+    found = []
+    for root, folders, names in os.walk("/"):
+        if root.startswith(("/proc", "/sys")):
+            folders.clear()
+        found += [os.path.join(root, name) for name in names]
+    return [name for name in found if not name.startswith((sys.prefix, sys.base_prefix))]
+
+def named(words):
+    return [module for module in sys.modules if any(word in module for word in words)]
+
+def reach(host, port):
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+        return "connected"
+    except OSError as error:
+        return type(error).__name__
+
+def processes():
+    alive = []
+    for number in range(1, 300):
+        try:
+            os.kill(number, 0)
+        except OSError:
+            continue
+        alive.append(number)
+    return os.getpid(), os.getppid(), alive
+"""
+
+
+@pytest.fixture(scope="module")
+def spy():
+    with Session([SPY], SMALL) as session:
+        session.allow(60)
+        yield Student(session)
+
+
+def test_no_file_of_the_course_is_in_sight(spy):
+    root = str(Path(__file__).resolve().parent.parent)
+    seen = spy.files()
+    strangers = [name for name in seen if "/autograder/" not in name and name.startswith(root)]
+    assert strangers == []
+    assert not [name for name in seen if "/suites/" in name or "/answers/" in name or "/solutions/" in name]
+    words = [
+        "autograder.suites",
+        "autograder.answers",
+        "autograder.grading",
+        "solutions",
+        "autograder.course",
+        "nbgrader",
+    ]
+    assert spy.named(words) == []
+
+
+def test_nothing_of_our_environment_is_in_sight(spy, monkeypatch):
+    monkeypatch.setenv("ATTN_SPY_SECRET", "x")
+    with Session([SPY], SMALL) as session:
+        session.allow(20)
+        inside = Student(session).environment()
+    assert inside == spy.environment()
+    assert not any(name.startswith("ATTN") for name in inside)
+    assert {"PATH", "HOME"} <= set(inside)
+
+
+def test_no_network_and_no_process_but_its_own(spy):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert spy.reach("127.0.0.1", listener.getsockname()[1]) != "connected"
+    assert spy.processes() == (1, 0, [1])
+
+
+# Lies: what a submission writes on the grader's socket
+
+LIAR = """
+import os, struct, time
+import msgpack
+
+def lie(data, stay):
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, data)
+        except OSError:
+            pass
+    if not stay:
+        os._exit(0)
+
+def honest():
+    return 42
+"""
+
+
+def frame(message):
+    payload = msgpack.packb(message)
+    return struct.pack("<Q", len(payload)) + payload
+
+
+LIES = {
+    "bytes": b"\xff" * 64,
+    "a length without an end": struct.pack("<Q", 2**40),
+    "half a frame": struct.pack("<Q", 20) + b"1234",
+    "no map": struct.pack("<Q", 1) + b"\x01",
+    "an empty map": frame({}),
+    "an error of text": frame({"error": "text"}),
+    "an error of lists": frame({"error": {"bases": 3, "cell": "x", "line": [], "memory": []}}),
+    "a value of text": frame({"value": "text"}),
+    "a value of numbers": frame({"value": {"tree": {"k": "numpy"}, "numpy": 3, "torch": 4}}),
+    "an endless cell": frame({"cell": math.inf}),
+    "a cell before the first": frame({"cell": -1}),
+    "a cell after the last": frame({"cell": 10**6}),
+    "a fault of text": frame({"done": 0, "error": "x"}),
+    "bases of lists": frame({"done": 0, "error": {"bases": [[1]], "line": {}}}),
+    "ready": frame({"ready": True}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("stay", [True, False], ids=["and goes on", "and dies"])
+def test_a_lie_in_a_call_is_a_crash_of_that_call(lie, stay):
+    with Session([LIAR, f"def f():\n    lie({LIES[lie]!r}, {stay})\n    return 1"], SMALL) as session:
+        session.allow(20)
+        with pytest.raises(StudentError) as raised:
+            Student(session).f()
+        assert raised.value.outcome == "crashed"
+        with contextlib.suppress(Crashed):  # its own answers may come late; nobody else's do
+            assert Student(session).honest() in (42, 1)
+    with Session([LIAR], SMALL) as session:
+        session.allow(20)
+        assert Student(session).honest() == 42
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("stay", [True, False], ids=["and goes on", "and dies"])
+def test_a_lie_in_a_cell_is_never_a_fault_of_the_grader(lie, stay):
+    with Session([LIAR, f"lie({LIES[lie]!r}, {stay})", "def f():\n    return 7"], SMALL) as session:
+        assert set(session.faults) <= {1}
+        assert session.faults or stay or lie == "ready"
+        session.allow(20)
+        if lie == "ready":
+            with pytest.raises(Crashed):
+                Student(session).f()
+        else:
+            assert Student(session).f() == 7
+
+
+@pytest.mark.parametrize("items", [[], [1] * 6, {"steps": math.inf}, {"steps": "many"}, 3])
+def test_a_trace_that_is_none_is_a_crash(items):
+    forged = frame({"value": encode(items)})
+    with Session([LIAR, f"def f():\n    lie({forged!r}, True)"], SMALL) as session:
+        session.allow(20)
+        with pytest.raises(Crashed):
+            Student(session).trace("f")
+
+
+def test_a_submission_that_patches_its_workbench_answers_nonsense_and_no_more():
+    patch = """
+import autograder.sandbox.workbench as workbench, autograder.sandbox.child as child
+workbench.Workbench.answer = lambda self, request: {"value": {"tree": {"k": "numpy", "name": "0"}}}
+"""
+    with Session([patch, "def f():\n    return 7"], SMALL) as session:
+        session.allow(20)
+        with pytest.raises(Crashed):
+            Student(session).f()
+
+
+def test_a_process_that_no_longer_reads_is_killed(monkeypatch):
+    monkeypatch.setattr(sessions, "DEAF_SECONDS", 1.0)
+    monkeypatch.setattr(sessions, "HANG_UP_SECONDS", 0.5)
+    deaf = "import time\nimport autograder.sandbox.child as child\nchild.receive = lambda connection: time.sleep(1000)"
+    with Session([deaf, "def f(x):\n    return 7"], SMALL) as session:
+        session.allow(20)
+        with pytest.raises(Crashed, match="closed its connection"):
+            Student(session).f(np.zeros(2**20))
+
+
+def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
+    monkeypatch.setattr(protocol.receive, "__defaults__", (2**20,))
+    with Session(["import numpy as np\ndef f(n):\n    return np.zeros(n)"], SMALL) as session:
+        session.allow(20)
+        assert Student(session).f(2**10).shape == (2**10,)
+        with pytest.raises(Crashed):
+            Student(session).f(2**20)
+        assert Student(session).f(1).shape == (1,)
+
+
+# The grader's own faults are not the submission's
+
+
+def test_a_server_that_dies_is_nobodys_grade_and_the_next_submission_gets_a_new_one(monkeypatch):
+    monkeypatch.setattr(sessions, "_warm", None)
+    server = sessions.warm_server()
+    assert sessions.warm_server() is server
+    assert server.alive
+    with pytest.raises(SandboxUnavailable), Session(["def f():\n    return 7"], SMALL) as session:
+        server._process.kill()
+        server._process.wait()
+        for _ in range(100):  # its children go with it
+            session.allow(20)
+            with contextlib.suppress(StudentError):
+                Student(session).f()
+    assert not server.alive
+    with Session(["def f():\n    return 7"], SMALL) as session:
+        session.allow(20)
+        assert Student(session).f() == 7
+    sessions.warm_server().close()
