@@ -105,7 +105,11 @@ def sheet(slug: str) -> ExerciseSheet:
     place = f"chapters/{slug}/exercises.md"
     if not path.is_file():
         raise CourseError(f"{place} does not exist")
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    try:
+        notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    except Exception as error:  # of several libraries' own kinds: YAML, MyST, nbformat
+        said = str(error).strip().partition("\n")[0]
+        raise CourseError(f"{place} cannot be read as a MyST notebook: {type(error).__name__}: {said}") from None
     front: list[Cell] = []
     blocks: list[tuple[dict[str, Any], list[Cell]]] = []
     for cell in notebook.cells:
@@ -138,6 +142,8 @@ def _exercise(slug: str, metadata: dict[str, Any], cells: tuple[Cell, ...], plac
     for key in ("points", "minutes", "difficulty"):
         if not isinstance(metadata.get(key), (int, float)):
             raise CourseError(f'{where}: its block needs a number "{key}"')
+    if metadata["difficulty"] not in (1, 2, 3):
+        raise CourseError(f"{where}: its difficulty is 1, 2 or 3, not {metadata['difficulty']}")
     title = next((line.lstrip("# ") for line in cells[0].source.splitlines() if line.startswith("## ")), name)
     kinds = [cell.kind for cell in cells]
     for kind in ("solution", "checks", "hints"):
@@ -186,11 +192,15 @@ def solution(slug: str) -> SolutionModule:
     if not path.is_file():
         raise CourseError(f"solutions/{slug}.py does not exist")
     text = path.read_text(encoding="utf-8")
+    try:
+        body = ast.parse(text).body
+    except SyntaxError as error:
+        raise CourseError(f"solutions/{slug}.py, line {error.lineno}: {error.msg}") from None
     lines = text.splitlines(keepends=True)
     graded = {exercise.name for exercise in sheet(slug).exercises}
     definitions: dict[str, Definition] = {}
     shared: list[str] = []
-    for node in ast.parse(text).body:
+    for node in body:
         decorators = getattr(node, "decorator_list", [])
         first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
         source = "".join(lines[first - 1 : node.end_lineno])

@@ -6,6 +6,7 @@ Each one reads its files at build time and notes them as dependencies, so that a
 from __future__ import annotations
 
 import ast
+import hashlib
 import html
 import json
 import math
@@ -18,6 +19,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from ext import data, diagrams, pages
@@ -37,6 +39,20 @@ BRANCHES = {
 }
 
 
+def lessons_mark(env: BuildEnvironment) -> str:
+    """What the data pages see of the lessons: which there are, and the labels of their cells, not their prose."""
+    root = Path(env.srcdir)
+    seen = [
+        (
+            chapter.slug,
+            f"chapters/{chapter.slug}/lesson" in env.found_docs,
+            sorted(data.cell_labels(chapter.slug, root)),
+        )
+        for chapter in data.chapters(root)
+    ]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
 class Page(SphinxDirective):
     """What the directives share: the course's root, chapters, and links to what shows a thing."""
 
@@ -48,13 +64,11 @@ class Page(SphinxDirective):
         return Path(self.env.srcdir)
 
     def note_data(self) -> None:
-        """Renew this page when any data file or lesson changes."""
+        """Renew this page when a data file changes, or which lessons and labelled cells there are."""
         for path in data.data_files(self.root):
             self.env.note_dependency(str(path))
-        for chapter in data.chapters(self.root):
-            if chapter.lesson(self.root).is_file():
-                self.env.note_dependency(str(chapter.lesson(self.root)))
         self.env.note_dependency(str(self.root / "_toc.yml"))
+        vars(self.env).setdefault("aid_data_pages", {})[self.env.docname] = lessons_mark(self.env)
 
     def written(self, slug: str) -> bool:
         """Is the chapter's lesson a page of this book?"""
@@ -147,6 +161,7 @@ class Atlas(Page):
             (data.APPENDIX, "Named only")
         ]
         sections: list[nodes.Node] = []
+        notes = data.notes(self.root)
         for number, (slug, title) in enumerate(homes, start=1):
             found = data.mechanisms(slug, self.root)
             if not found:
@@ -155,15 +170,13 @@ class Atlas(Page):
             marks = []
             for one in found:
                 name: list[nodes.Node] = [nodes.strong("", one.name)]
+                note = notes.get(one.id, data.Note(one.id))
+                if note.cost:
+                    name += [nodes.inline("", f"Cost: {note.cost}.", classes=["aid-note"])]
                 if one.build:
                     name += [nodes.inline("", one.build, classes=["aid-note"])]
                 where: list[nodes.Node] = self.shown(slug, one)
-                if one.exercise and self.written(slug):
-                    page, anchor = f"chapters/{slug}/exercises", pages.exercise_anchor(slug, one.exercise)
-                    where += [
-                        nodes.Text(" · exercise "),
-                        pages.link_to(self.env.docname, page, anchor, [nodes.literal("", one.exercise)]),
-                    ]
+                where += self.exercise(note.exercise)
                 rows.append([name, self.papers(one), str(self.year(one) or ""), where])
                 marks.append({"ids": [f"mechanism-{one.id}"], "marks": {"chapter": title, "kind": one.kind}})
             section = nodes.section(ids=[f"atlas-{slug}"], names=[])
@@ -173,6 +186,17 @@ class Atlas(Page):
             section += pages.table(heads, rows, classes=["aid-atlas"], attributes=marks)
             sections.append(section)
         return self.filtered("chapter kind", sections)
+
+    def exercise(self, identifier: str | None) -> list[nodes.Node]:
+        """A link to the exercise in which a mechanism is built, if its chapter is written."""
+        if identifier is None:
+            return []
+        slug, _, name = identifier.partition("-")
+        page = f"chapters/{slug}/exercises"
+        if page not in self.env.found_docs:
+            return []
+        link = pages.link_to(self.env.docname, page, pages.exercise_anchor(slug, name), [nodes.literal("", name)])
+        return [nodes.inline("", "", nodes.Text("exercise "), link, classes=["aid-note"])]
 
     def papers(self, one: data.Mechanism) -> list[nodes.Node]:
         """The papers as text with links to arXiv."""

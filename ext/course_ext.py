@@ -166,9 +166,12 @@ def _keys(reference: Any) -> list[str]:
 
 
 def freshen(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    """The lessons to read again because something that they depend on is not what it was."""
+    """The pages to read again because something that they depend on is not what it was."""
     marks: dict[str, str] = getattr(env, "aid_fingerprints", {})
-    return [docname for docname, mark in marks.items() if docname in env.found_docs and _mark(env, docname) != mark]
+    lessons = [docname for docname, mark in marks.items() if docname in env.found_docs and _mark(env, docname) != mark]
+    seen: dict[str, str] = getattr(env, "aid_data_pages", {})
+    now = appendix.lessons_mark(env)
+    return lessons + [docname for docname, mark in seen.items() if docname in env.found_docs and mark != now]
 
 
 def mark_lesson(app: Sphinx, docname: str, source: list[str]) -> None:

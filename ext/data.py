@@ -67,6 +67,15 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What the atlas says of a mechanism beside its papers: the exercise that builds it, and its cost."""
+
+    id: str
+    exercise: str | None = None
+    cost: str | None = None
+
+
+@dataclass(frozen=True)
 class Mechanism:
     """Something the articles name that can be built, measured or drawn (`kind` is "mechanism" or "figure")."""
 
@@ -79,8 +88,6 @@ class Mechanism:
     refuted: bool = False
     papers: tuple[Paper, ...] = field(default=())
     build: str | None = None
-    exercise: str | None = None
-    cost: str | None = None
     also: tuple[str, ...] = ()
     cell: str | None = None
     citation: str | None = None
@@ -138,6 +145,11 @@ def claims(slug: str, root: Path = ROOT) -> list[Claim]:
 def mechanisms(slug: str, root: Path = ROOT) -> list[Mechanism]:
     """The mechanisms and figures at home in a chapter (or in the appendix)."""
     return _entries(data_folder(root) / "mechanisms" / f"{slug}.yaml", Mechanism)
+
+
+def notes(root: Path = ROOT) -> dict[str, Note]:
+    """The atlas's notes by the id of the mechanism."""
+    return {note.id: note for note in _entries(data_folder(root) / "atlas.yaml", Note)}
 
 
 def data_files(root: Path = ROOT) -> list[Path]:

@@ -180,6 +180,16 @@ def test_every_claim_and_mechanism_is_there_once():
     assert len({one.id for one in every}) == len(every)
 
 
+def test_the_notes_of_the_atlas_name_mechanisms_and_exercises_that_exist():
+    known = {one.id for slug in [c.slug for c in data.chapters()] for one in data.mechanisms(slug)}
+    for note in data.notes().values():
+        assert note.id in known
+        if note.exercise:
+            slug, _, name = note.exercise.partition("-")
+            source = data.ROOT / "chapters" / slug / "exercises.md"
+            assert name in {one.name for one in pages.exercises(source)}, note.exercise
+
+
 def test_the_glossary_has_sixty_terms_in_both_languages():
     terms = yaml.safe_load((data.data_folder() / "glossary.yaml").read_text(encoding="utf-8"))
     assert len(terms) >= 60

@@ -103,11 +103,10 @@ def test_each_submission_comes_out_as_written(graded, entry):
     result = result_of(graded, entry)
     assert (result.status, result.outcome) == ("graded", entry.outcome), result.message
     seen = {exercise.id.removeprefix(f"{entry.slug}-"): exercise for exercise in result.exercises}
-    expected = entry.expected()
-    assert {n: (e.outcome, e.mistake) for n, e in seen.items()} == {
-        n: (e.outcome, e.mistake) for n, e in expected.items()
-    }
-    assert {n: e.score for n, e in seen.items()} == pytest.approx({n: e.score for n, e in expected.items()}, abs=1e-4)
+    wanted = entry.expected()
+    came_out = {name: (exercise.outcome, exercise.mistake) for name, exercise in seen.items()}
+    assert came_out == {name: (expected.outcome, expected.mistake) for name, expected in wanted.items()}
+    assert {n: e.score for n, e in seen.items()} == pytest.approx({n: e.score for n, e in wanted.items()}, abs=1e-4)
     assert result.score == pytest.approx(entry.score, abs=1e-4)
     assert result.max_score == course.sheet(entry.slug).points
 

@@ -994,7 +994,7 @@ def empty_row_nan(query, key, value, upstream, mask=None):
 )
 def no_max_subtraction(query, key, value, upstream, mask=None):
     scale = query.shape[-1] ** -0.5
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         exps = np.exp(query @ key.swapaxes(-1, -2) * scale)
         if mask is not None:
             exps = np.where(mask[:, None] if mask.ndim == 3 and exps.ndim == 4 else mask, exps, 0)

@@ -140,6 +140,8 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
         "MPLBACKEND": "agg",
+        # Where other programs share the cores, idle threads of torch that spin make a lesson ten times slower.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     process = subprocess.Popen(
         command,

@@ -172,6 +172,8 @@ def marked(definition: Definition) -> str:
         body = function.body[1:] if documented else function.body
         if not body or (len(body) == 1 and isinstance(body[0], ast.Pass)):
             raise course.CourseError(f"{definition.name}: {function.name} has no body to be written")
+        if lines[body[0].lineno - 1][: body[0].col_offset].strip():
+            raise course.CourseError(f"{definition.name}: the body of {function.name} needs lines of its own")
         # A comment above the first statement belongs to the answer, so the region starts right after the docstring.
         first = (function.body[0].end_lineno or 0) if documented else body[0].lineno - 1
         last = function.end_lineno or len(lines)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
 from _pytest.runner import runtestprotocol
@@ -77,6 +78,8 @@ class Suite:
     """The hidden tests of one chapter, by exercise, value tests first as they are written."""
 
     def __init__(self, slug: str) -> None:
+        # Suites compute on small arrays, where a second thread costs more than it brings; workers use the cores.
+        torch.set_num_threads(1)
         path = SUITES / f"test_{slug}.py"
         if not path.is_file():
             raise SuiteError(f"{path.name} does not exist")

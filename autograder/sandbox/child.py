@@ -41,7 +41,7 @@ def warm_up() -> None:
     # Nothing can be installed, started or shown in the jail. A cell that tries goes on with its other lines.
     _shell.system = _shell.getoutput = lambda *command, **options: None
     for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
-        _shell.register_magic_function(lambda line: None, "line", name)
+        _shell.magics_manager.magics["line"][name] = lambda line: None
     _shell.run_cell("import numpy, torch", store_history=False, silent=True)
     namespace: dict[str, Any] = {}
     exec(_REHEARSAL, namespace)

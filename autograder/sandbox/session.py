@@ -93,6 +93,7 @@ class WarmServer:
             ready = b""
         if ready != b"ready":
             text = self._log.read_text(errors="replace")[-800:]
+            self.close()
             raise SandboxUnavailable(f"the sandbox's server did not start; `attn doctor` says why.\n{text}")
 
     @property

@@ -1,0 +1,186 @@
+"""Attacks on the grader: each is a submission that somebody could hand in, with the grade that honest judging gives.
+
+Most follow one pattern. An ``attempt`` that brings anything home fills ``LOOT``; ``causal_mask`` is wrong and hopes for
+the attack; ``padding_mask`` is right as long as every attempt was made and nothing was looted. So full marks for the
+one and none for the other prove that the attack ran and failed.
+
+Residual risk, in plain words. What follows is not stopped, and why we live with it:
+
+- A hidden test tells its outcome, so each regrade tells a submission a few bits about inputs it has seen; shapes and
+  sizes of errors in messages tell a little more. Hidden numbers are the student's own, so nobody else learns from it.
+- Whether source code reaches a forbidden function cannot be decided for all programs. The check follows names, not
+  values: a call put together at run time (from a container, a computed string, a file that was written and imported)
+  is found only where the road to it is itself ruled out. A person who reads the notebook sees it at once.
+- A gate on cost that counts inside the process can be lied to. The reading from outside is coarse: it catches waste
+  that is many times the limit. A tuned lie can win the share of points of a cost gate, never those of a value test.
+- The kernel is trusted. A hole in it that one of the allowed system calls reaches is a hole in the jail.
+- Time on the processor is measurable by others on the same machine, and a submission can waste what it is given (its
+  CPU time, its memory in each process, 64 MiB of /tmp) before it is stopped.
+- A submission learns the inputs of its own hidden tests while it is graded. It has nowhere to take them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from autograder import course
+
+MARK = "attn-red"  # in the name of everything that an attack tries to leave behind
+SCALED, ADDITIVE = "scaled_dot_product", "additive"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile submission and the grade it must get."""
+
+    name: str
+    theme: str
+    tries: str
+    stopped: str
+    slug: str
+    data: bytes
+    outcomes: dict[str, tuple[str, ...]]  # of exercises that must not pass
+    full: tuple[str, ...]  # exercises that keep full marks
+    partial: bool  # whether the exercises of `outcomes` may keep the points of tests that hold
+    overall: str
+    cpu: float
+    seconds: float  # wall time within which the grade must stand, on a loaded machine
+    memory: int  # bytes that the grader itself may gain
+    hides: str  # words that no message may show
+
+
+ATTACKS: list[Attack] = []
+
+
+@dataclass
+class Submission:
+    """What an attack hands in: cells, or the bytes of a file."""
+
+    cells: tuple[str, ...] = ()
+    raw: bytes | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def bytes(self) -> bytes:
+        """The file."""
+        return self.raw if self.raw is not None else notebook(self.cells, self.metadata)
+
+
+def notebook(cells: Iterable[str], metadata: dict[str, Any] | None = None) -> bytes:
+    """A notebook of these code cells."""
+    made = [
+        {"cell_type": "code", "metadata": {}, "source": cell, "outputs": [], "execution_count": None} for cell in cells
+    ]
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata or {}, "cells": made}).encode()
+
+
+def attack(
+    *,
+    tries: str,
+    stopped: str,
+    wrong: str | dict[str, str | tuple[str, ...]] | None = "causal_mask",
+    outcome: str | tuple[str, ...] = "failed",
+    full: str = "padding_mask",
+    partial: bool = False,
+    slug: str = SCALED,
+    overall: str = "ok",
+    cpu: float = 6,
+    seconds: float = 60,
+    memory: int = 768 << 20,
+    hides: str = "",
+) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Enter a submission into the corpus, under its function's name.
+
+    Args:
+        tries: what the attack wants, for the table in the book.
+        stopped: what stops it.
+        wrong: the exercises that must not pass (names, or outcomes by name), by default the one that hopes for it.
+        outcome: of those, where only names are given.
+        full: names of exercises that must have full marks.
+        partial: tests that hold may keep their points, as long as the exercise has not passed.
+        slug: the chapter.
+        overall: outcome of the whole notebook.
+        cpu: seconds of CPU time for the submission.
+        seconds: within which the grade must stand.
+        memory: what the grader may gain while it judges.
+        hides: words that must not come out in any message.
+    """
+    chosen = {name: outcome for name in wrong.split()} if isinstance(wrong, str) else dict(wrong or {})
+    outcomes = {name: (one,) if isinstance(one, str) else tuple(one) for name, one in chosen.items()}
+
+    def enter(function: Callable[[], Any]) -> Callable[[], Any]:
+        made = function()
+        submission = made if isinstance(made, Submission) else Submission((made,) if isinstance(made, str) else made)
+        ATTACKS.append(
+            Attack(
+                function.__name__.replace("_", " "),
+                function.__module__.rpartition(".")[2],
+                tries,
+                stopped,
+                slug,
+                submission.bytes(),
+                outcomes,
+                tuple(full.split()),
+                partial,
+                overall,
+                cpu,
+                seconds,
+                memory,
+                hides,
+            )
+        )
+        return function
+
+    return enter
+
+
+def reference(name: str, slug: str = SCALED) -> str:
+    """The right answer to an exercise."""
+    return course.solution(slug).definitions[name].source
+
+
+WRONG_MASK = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)\n"
+RIGHT_MASK = reference("causal_mask")
+WITNESS = reference("padding_mask")
+
+_PRELUDE = """
+LOOT, TRIED = [], []
+def attempt(what, call):
+    TRIED.append(what)
+    try:
+        found = call()
+    except (NameError, SyntaxError, ImportError) as error:
+        if isinstance(error, ImportError):
+            return None
+        raise
+    except BaseException:
+        return None
+    if found:
+        LOOT.append((what, found))
+    return found
+"""
+
+_ONLY_EMPTY_HANDED = """
+_honest_padding_mask = padding_mask
+def padding_mask(lengths, kv_seq):
+    if LOOT or len(TRIED) < {count}:
+        raise RuntimeError
+    return _honest_padding_mask(lengths, kv_seq)
+"""
+
+
+def raid(*cells: str, count: int) -> tuple[str, ...]:
+    """Cells of attempts, a wrong mask that hopes for them, and the witness that passes if all of them failed."""
+    return (_PRELUDE, *cells, WRONG_MASK, WITNESS + _ONLY_EMPTY_HANDED.format(count=count))
+
+
+def load() -> list[Attack]:
+    """Every attack of the corpus."""
+    if not ATTACKS:
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+    return ATTACKS
