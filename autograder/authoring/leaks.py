@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from autograder import course
 from autograder.answers import shelf
@@ -57,7 +60,19 @@ def _text(path: Path) -> str:
     if path.suffix == ".html":
         # Highlighting puts every word into a tag of its own.
         return html.unescape(re.sub(r"<[^>]*>", "", text))
+    if path.suffix in (".ipynb", ".json"):
+        with contextlib.suppress(ValueError):
+            return "\n".join(_strings(json.loads(text)))
     return text.replace('\\"', '"').replace("\\n", "\n") if path.suffix in (".ipynb", ".json", ".js") else text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, as it reads once its escapes are undone."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _normal(text: str) -> str:

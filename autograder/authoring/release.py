@@ -32,10 +32,10 @@ def release(slugs: Sequence[str], to: Path | None = None) -> Path:
         ReleaseError: something hidden would leave, or the folder holds files that are not a bundle's.
     """
     folder = to or course.BUILD / "release"
+    made = {slug: build(slug) for slug in slugs}  # before anything is deleted: a source may be wrong
     _empty(folder)
     assignments = {}
-    for slug in slugs:
-        built = build(slug)
+    for slug, built in made.items():
         target = folder / slug
         target.mkdir(parents=True)
         (target / "exercises.ipynb").write_text(built.text, encoding="utf-8")
@@ -61,18 +61,16 @@ def release(slugs: Sequence[str], to: Path | None = None) -> Path:
     )
     problems = leak_problems(slugs, [folder])
     if problems:
-        shutil.rmtree(folder)
+        _empty(folder)
         raise ReleaseError("nothing was released, because the bundle would leak:\n" + "\n".join(problems))
     return folder
 
 
 def _empty(folder: Path) -> None:
     """Make the folder an empty one; refuse to delete what no release wrote."""
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "release.json").is_file():
-            raise ReleaseError(f"{folder} is not empty and holds no release; name an empty folder with --to")
-        for path in folder.iterdir():
-            if path.name == ".git":
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = [path for path in folder.iterdir() if path.name != ".git"] if folder.exists() else []
+    if found and not (folder / "release.json").is_file():
+        raise ReleaseError(f"{folder} is not empty and holds no release; name an empty folder with --to")
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)

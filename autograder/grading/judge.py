@@ -115,7 +115,7 @@ def judge_exercises(
     results: list[ExerciseResult] = []
     for exercise in exercises:
         hidden = suite(exercise.slug)
-        findings = forbidden_calls(cells, exercise.name, exercise.forbids)
+        findings = forbidden_calls(cells, exercise.name, exercise.forbids, session.faults)
         if findings:
             results.append(_forbidden(exercise, hidden, findings))
             continue
@@ -125,7 +125,7 @@ def judge_exercises(
 
 
 def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seeds: Seeds) -> list[Verdict]:
-    """Run an exercise's tests in order; after a timeout the rest is not run."""
+    """Run an exercise's tests in order; after a timeout, or the death of the process, the rest is not run."""
     verdicts: list[Verdict] = []
     ended: tuple[str, str] | None = None
     for test in tests:
@@ -140,6 +140,9 @@ def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seed
         verdicts.append(Verdict(test, outcome, message, run, student.journal))
         if outcome == "timeout":
             ended = ("timeout", "not run, because an earlier test of this exercise reached its time limit")
+        elif outcome != "passed" and not session.alive:
+            # Each death costs a new process, and an exercise must not use up what the others need.
+            ended = (outcome, "not run, because its process ended in an earlier test of this exercise")
         elif outcome == "not_attempted" and len(verdicts) == 1:
             ended = ("not_attempted", "")
     return verdicts
@@ -179,6 +182,7 @@ def score(
     weights = sum(verdict.test.mark.weight for verdict in verdicts) or 1.0
     sound = all(verdict.outcome == "passed" for verdict in verdicts if verdict.test.mark.kind == "value")
     tests = []
+    earned = 0.0
     for verdict in verdicts:
         most = exercise.points * verdict.test.mark.weight / weights
         earns = verdict.outcome == "passed" and (sound or verdict.test.mark.kind == "value")
@@ -186,9 +190,12 @@ def score(
         if verdict.outcome == "passed" and not earns:
             message = "holds; it earns its points once the values are right"
         hint = verdict.test.mark.hint if verdict.outcome != "passed" else ""
-        points = round(most if earns else 0.0, 6)
+        points = most if earns else 0.0
+        earned += points
         tests.append(
-            TestResult(verdict.test.name, verdict.test.claim, verdict.outcome, points, round(most, 6), message, hint)
+            TestResult(
+                verdict.test.name, verdict.test.claim, verdict.outcome, round(points, 6), round(most, 6), message, hint
+            )
         )
     outcome = next((test.outcome for test in tests if test.outcome != "passed"), "passed")
     named = None
@@ -198,7 +205,7 @@ def score(
         exercise.id,
         exercise.title,
         outcome,
-        exercise.points if outcome == "passed" else round(sum(test.points for test in tests), 6),
+        exercise.points if outcome == "passed" else round(earned, 6),
         exercise.points,
         named.name if named else None,
         named.says if named else None,

@@ -34,7 +34,7 @@ LIMITS = Limits(cpu_seconds=60, address_space=3 << 30, processes=16)
 CELL_SECONDS = 20.0
 DEAF_SECONDS = 60.0  # for a process to take what it is sent
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
-MAX_RESPAWNS = 8
+MAX_RESPAWNS = 24
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -202,6 +202,11 @@ class Session:
         """Give the next calls together this much CPU time."""
         self._budget, self._mark = seconds, self.cpu_seconds
         self._wall = time.monotonic() + 6 * seconds + 20
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process stands ready; the next call makes a new one where none does."""
+        return self._child is not None
 
     @property
     def cpu_seconds(self) -> float:
