@@ -205,12 +205,12 @@ def trim_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
     if contents is not None:
 
         def named(*args: Any, **kwargs: Any) -> Any:
-            markup = contents(*args, **kwargs)
-            return (
-                markup
-                if not isinstance(markup, str)
-                else markup.replace("<summary>", '<summary aria-label="subpages">')
-            )
+            # What comes back is a tree of the sidebar, or text; in the tree a fold-out button has no name of its own.
+            tree = contents(*args, **kwargs)
+            for button in tree.find_all("summary") if hasattr(tree, "find_all") else []:
+                link = button.find_parent("li").find("a")
+                button["aria-label"] = f"Pages of: {link.get_text(strip=True)}" if link else "Pages"
+            return tree
 
         context["generate_toctree_html"] = named
 

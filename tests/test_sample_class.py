@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from nbgrader.api import Gradebook
 
 from autograder import course
-from autograder.authoring.build import build
 from autograder.grading.record import COURSE_ID, database_url, read_result, result_path
 from autograder.grading.result import OUTCOMES, SubmissionResult
 from autograder.grading.run import grade
@@ -47,18 +45,10 @@ def secret(tmp_path_factory):
         yield
 
 
-def new_course(folder):
-    """An empty course: only the instructor's notebooks, as `attn build` makes them."""
-    for slug in course.slugs():
-        build(slug)
-    shutil.copytree(course.SOURCE, folder / "course" / "source")
-    return folder / "course"
-
-
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
     """The whole class, graded once: where, and the run."""
-    root = new_course(tmp_path_factory.mktemp("class"))
+    root = tmp_path_factory.mktemp("class") / "course"
     return root, grade([make_class.SUBMITTED], root=root, workers=2)
 
 
@@ -239,7 +229,7 @@ def test_white_space_rerolls_nothing(graded, careless, tmp_path):
     path = tmp_path / "moved" / careless.student / careless.slug / "exercises.ipynb"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(notebook, indent=2))
-    again = grade([tmp_path / "moved"], root=new_course(tmp_path), workers=1)
+    again = grade([tmp_path / "moved"], root=tmp_path / "course", workers=1)
     differing = ("notebook_sha256", "fingerprint")
     assert again.results[0].notebook_sha256 != hashlib.sha256(careless.path.read_bytes()).hexdigest()
     assert steady(again.results[0], *differing) == steady(result_of((None, first), careless), *differing)

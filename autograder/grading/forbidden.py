@@ -40,12 +40,41 @@ class Finding:
     line: int
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """What names mean at one place: library names they are other words for, and names that hide outer ones."""
+
+    aliases: Aliases
+    hidden: frozenset[str] = frozenset()
+
+    def inside(self, node: Function) -> _Scope:
+        """The scope of a function's body: its own names hide those outside."""
+        own = _own_names(node)
+        aliases = {name: values for name, values in self.aliases.items() if name not in own}
+        scope = _Scope(aliases, self.hidden | own)
+        pairs = [pair for child in _direct(node) for pair in _assignments(child)]
+        for target, value in [*_defaults(node.args), *pairs]:
+            scope.learn(target, value, self)
+        return scope
+
+    def learn(self, target: ast.expr, value: ast.expr, outer: _Scope | None = None) -> None:
+        """An assignment makes a name another word for a library name (`sm = torch.softmax`)."""
+        if isinstance(target, ast.Name):
+            for dotted in (*_dotted(value, self), *(_dotted(value, outer) if outer else ())):
+                if not dotted.startswith("?"):
+                    self.aliases.setdefault(target.id, set()).add(dotted)
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
 class _Reach:
     """Top-level names of a notebook: what each is bound to, and which library names it may be another word for."""
 
     def __init__(self, cells: Sequence[str], faulted: Collection[int]) -> None:
         self.nodes: dict[str, list[ast.AST]] = defaultdict(list)
-        self.aliases: Aliases = defaultdict(set)
+        self.scope = _Scope(defaultdict(set))
         self.stars: list[str] = []
         for index, source in enumerate(cells):
             try:
@@ -58,16 +87,17 @@ class _Reach:
                 self._binding(statement, index in faulted)
 
     def _import(self, node: ast.AST) -> None:
+        aliases = self.scope.aliases
         if isinstance(node, ast.Import):
             for alias in node.names:
                 bound = alias.asname or alias.name.partition(".")[0]
-                self.aliases[bound].add(alias.name if alias.asname else bound)
+                aliases[bound].add(alias.name if alias.asname else bound)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 if alias.name == "*":
                     self.stars.append(node.module)
                 else:
-                    self.aliases[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+                    aliases[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
 
     def _binding(self, node: ast.stmt, faulted: bool) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -75,8 +105,10 @@ class _Reach:
                 self.nodes[node.name].clear()
             self.nodes[node.name].append(node)
         elif not isinstance(node, (ast.Import, ast.ImportFrom)):
-            for child in ast.walk(node):
-                if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            for child in [node, *_direct(node)]:
+                for target, value in _assignments(child):
+                    self.scope.learn(target, value)
+                if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                     self.nodes[child.name].append(node)
                 elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
                     self.nodes[child.id].append(node)
@@ -98,11 +130,65 @@ class _Reach:
             seen.add(current)
             for node in self.nodes.get(current, []):
                 found.append(node)
-                queue += [child.id for child in ast.walk(node) if isinstance(child, ast.Name)]
+                for child, scope in _scoped(node, self.scope):
+                    if isinstance(child, ast.Name) and child.id not in scope.hidden:
+                        queue.append(child.id)
         return found
 
     def may_come_from_a_star(self, name: str) -> bool:
-        return name not in self.nodes and name not in self.aliases and not hasattr(builtins, name)
+        """Whether a bare name is neither the notebook's own nor Python's."""
+        return name not in self.nodes and name not in self.scope.aliases and not hasattr(builtins, name)
+
+
+def _scoped(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
+    """Every node below this one, each with the scope in which Python reads it."""
+    yield node, scope
+    if isinstance(node, _FUNCTIONS):
+        outside: list[ast.AST] = [*node.args.defaults, *(default for default in node.args.kw_defaults if default)]
+        outside += getattr(node, "decorator_list", [])
+        for child in outside:
+            yield from _scoped(child, scope)
+        inner = scope.inside(node)
+        body = node.body if isinstance(node.body, list) else [node.body]
+        for child in body:
+            yield from _scoped(child, inner)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _scoped(child, scope)
+
+
+def _direct(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes below this one that lie in its own scope, not in that of a function or class inside it."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (*_FUNCTIONS, ast.ClassDef)):
+            yield from _direct(child)
+
+
+def _own_names(node: Function) -> frozenset[str]:
+    """Names that belong to a function: its parameters and what it binds, but for those it declares global."""
+    arguments = node.args
+    own = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
+    own |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None}
+    foreign: set[str] = set()
+    for child in _direct(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            own.add(child.id)
+        elif isinstance(child, (ast.Global, ast.Nonlocal)):
+            foreign.update(child.names)
+    # A comprehension's variable is its own, not the function's: the name may still mean the outer one beside it.
+    for child in _direct(node):
+        if isinstance(child, ast.comprehension):
+            foreign.update(n.id for n in ast.walk(child.target) if isinstance(n, ast.Name))
+    return frozenset(own - foreign)
+
+
+def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    if isinstance(node, ast.Assign):
+        return [(target, node.value) for target in node.targets]
+    if isinstance(node, (ast.NamedExpr, ast.AnnAssign)) and node.value is not None:
+        return [(node.target, node.value)]
+    return []
 
 
 def _root(node: ast.AST) -> str | None:
@@ -140,11 +226,11 @@ def forbidden_calls(
     wanted = [*forbids, *EVERYWHERE]
     findings = []
     for root in reach.reachable(exercise):
-        aliases = _with_local(root, reach.aliases)
-        for name, line in _dotted_names(root, aliases, reach):
-            hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
-            if hit is not None:
-                findings.append(Finding(hit, line))
+        for node, scope in _scoped(root, reach.scope):
+            for name in _library_names(node, scope, reach):
+                hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
+                if hit is not None:
+                    findings.append(Finding(hit, getattr(node, "lineno", 0)))
     return findings
 
 
@@ -157,26 +243,6 @@ def _matches(name: str, forbid: str) -> bool:
     return name == forbid or name.startswith(forbid + ".")
 
 
-def _with_local(root: ast.AST, aliases: Aliases) -> Aliases:
-    """The aliases, and names that an assignment makes another word for a library name (`sm = torch.softmax`)."""
-    known = {key: set(values) for key, values in aliases.items()}
-    libraries = {value.partition(".")[0] for values in aliases.values() for value in values}
-    for node in ast.walk(root):
-        pairs: list[tuple[ast.expr, ast.expr]] = []
-        if isinstance(node, ast.Assign):
-            pairs = [(target, node.value) for target in node.targets]
-        elif isinstance(node, (ast.NamedExpr, ast.AnnAssign)) and node.value is not None:
-            pairs = [(node.target, node.value)]
-        elif isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            pairs = _defaults(node.args)
-        for target, value in pairs:
-            if isinstance(target, ast.Name):
-                for dotted in _dotted(value, known):
-                    if dotted.partition(".")[0] in libraries:
-                        known.setdefault(target.id, set()).add(dotted)
-    return known
-
-
 def _defaults(arguments: ast.arguments) -> list[tuple[ast.expr, ast.expr]]:
     """Parameters whose default may be a library name (`def f(x, sm=torch.softmax)`)."""
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -185,45 +251,43 @@ def _defaults(arguments: ast.arguments) -> list[tuple[ast.expr, ast.expr]]:
     return [(ast.Name(argument.arg, ast.Store()), default) for argument, default in given]
 
 
-def _dotted_names(root: ast.AST, aliases: Aliases, reach: _Reach) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(root):
-        if isinstance(node, (ast.Attribute, ast.Name)):
-            for dotted in _dotted(node, aliases):
-                yield dotted, node.lineno
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and reach.may_come_from_a_star(node.id):
-                for module in reach.stars:
-                    yield f"{module}.{node.id}", node.lineno
-        elif isinstance(node, ast.Call):
-            yield from _by_string(node, aliases)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}", node.lineno
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
+def _library_names(node: ast.AST, scope: _Scope, reach: _Reach) -> Iterator[str]:
+    """Dotted names that one node stands for."""
+    if isinstance(node, (ast.Attribute, ast.Name)):
+        yield from _dotted(node, scope)
+        free = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in scope.hidden
+        if isinstance(node, ast.Name) and free and reach.may_come_from_a_star(node.id):
+            yield from (f"{module}.{node.id}" for module in reach.stars)
+    elif isinstance(node, ast.Call):
+        yield from _by_string(node, scope)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
 
 
-def _by_string(call: ast.Call, aliases: Aliases) -> Iterator[tuple[str, int]]:
+def _by_string(call: ast.Call, scope: _Scope) -> Iterator[str]:
     """`getattr(torch, "softmax")`, and `attrgetter("softmax")(torch)`."""
     text = next((a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), None)
     if text is None:
         return
-    names = set(_dotted(call.func, aliases))
+    names = set(_dotted(call.func, scope))
     if names & {"getattr", "builtins.getattr"}:
-        owners = _dotted(call.args[0], aliases) or ["?"]
-        yield from ((f"{owner}.{text}", call.lineno) for owner in owners)
+        yield from (f"{owner}.{text}" for owner in _dotted(call.args[0], scope) or ["?"])
     elif any(name.rpartition(".")[2] in ("attrgetter", "methodcaller", "__getattribute__") for name in names):
-        libraries = {value for values in aliases.values() for value in values}
-        yield from ((f"{owner}.{text}", call.lineno) for owner in (*libraries, "?"))
+        libraries = {value for values in scope.aliases.values() for value in values}
+        yield from (f"{owner}.{text}" for owner in (*libraries, "?"))
 
 
-def _dotted(node: ast.AST, aliases: Aliases) -> list[str]:
+def _dotted(node: ast.AST, scope: _Scope) -> list[str]:
     """`F.softmax` as `torch.nn.functional.softmax`; a method of something unknown as `?.softmax`."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
     tail = list(reversed(parts))
-    if isinstance(node, ast.Name):
-        return [".".join([name, *tail]) for name in aliases.get(node.id) or {node.id}]
+    if isinstance(node, ast.Name) and node.id in scope.aliases:
+        return [".".join([name, *tail]) for name in scope.aliases[node.id]]
+    if isinstance(node, ast.Name) and node.id not in scope.hidden:
+        return [".".join([node.id, *tail])]
     return [".".join(["?", *tail])] if tail else []

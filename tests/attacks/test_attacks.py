@@ -169,8 +169,11 @@ def peak_memory() -> int:
 def test_attack(attack: Attack, watch: Watch) -> None:
     gc.collect()
     before = peak_memory()
-    with within(attack.seconds):
-        result = judge_notebook(attack.data, attack.slug, "mallory", secret=SECRET, limits=_limits(attack))
+    try:
+        with within(attack.seconds):
+            result = judge_notebook(attack.data, attack.slug, "mallory", secret=SECRET, limits=_limits(attack))
+    except Hung as hung:
+        pytest.fail(str(hung))
     grown = (sandbox._peak_memory(os.getpid()) or 0) - before
     watch.after_one()
     assert (result.status, result.outcome) == ("graded", attack.overall), result.message

@@ -69,6 +69,7 @@ builtins.isinstance = lambda *a: True
 @attack(
     tries="Returns an object that equals everything, has every attribute and pretends to be an array.",
     stopped="What is no array does not travel; only the name of its type does.",
+    outcome=("failed", "crashed"),
 )
 def returns_an_object_that_equals_everything():
     return (
@@ -398,14 +399,14 @@ def causal_mask(q_seq, kv_seq):
 @attack(
     tries="Takes hidden inputs home in the feedback: as the name of a returned type.",
     stopped="A message names only types that everybody knows.",
-    outcome="failed",
+    outcome=("failed", "crashed"),
     hides="leak",
 )
 def writes_hidden_inputs_into_a_type_name():
     return (
         """
 def causal_mask(q_seq, kv_seq):
-    return type(f"leak\\x00\\u202e {q_seq} {kv_seq}", (), {})()
+    return type(f"leak\\u202e\\n {q_seq} {kv_seq}", (), {})()
 """,
         WITNESS,
     )

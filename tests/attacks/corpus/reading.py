@@ -10,16 +10,21 @@ from corpus import MARK, RIGHT_MASK, WITNESS, attack, raid
 def searches_the_disk():
     return raid(
         """
-import os, re
-WANTED = re.compile(r"(test_(scaled|additive)|gradebook|secret$|exercises\\.(ipynb|md)|solutions/|autograder/)")
+import os, re, site, sys
+WANTED = re.compile(r"test_(scaled|additive)|gradebook|^secret$|exercises[.](ipynb|md)|scaled_dot_product[.]py|judge[.]py")
+LIBRARIES = {os.path.realpath(p) for p in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", sys.prefix, sys.base_prefix)}
 def search():
-    return [path for folder, _, files in os.walk("/") for name in files
-            if WANTED.search(path := os.path.join(folder, name)) and "site-packages" not in path]
+    found = []
+    for folder, folders, files in os.walk("/"):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) not in LIBRARIES]
+        found += [os.path.join(folder, name) for name in files if WANTED.search(name)]
+    return found
 attempt("walk", search)
-for path in ("/root", "/home", "/work", "/etc/passwd", "/etc/shadow", "/var", "/mnt", "/srv", "/proc/1/cwd"):
-    attempt(path, lambda: os.listdir(path) if not path.startswith("/etc") else open(path).read())
+attempt("packages", lambda: {"autograder", "solutions", "course"} & {n for p in site.getsitepackages() for n in os.listdir(p)})
+for path in ("/root", "/home", "/var", "/mnt", "/srv", "/opt", "/proc/1/cwd", "/etc/passwd", "/etc/shadow"):
+    attempt(path, lambda: os.path.isfile(path) or [one for one in os.scandir(path) if one.is_file()])
 """,
-        count=10,
+        count=11,
     )
 
 

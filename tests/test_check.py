@@ -1,0 +1,228 @@
+"""The author's judge is judged: each defect of a small course is reported, and a sound exercise is not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autograder.authoring.check import check_exercise
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Six exercises that ask for the same thing. The first is sound; each of the others has one defect.
+DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "lax", "broken")
+
+SOLUTION = '''
+def {name}(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Two times x.
+
+    Args:
+        x: (n,).
+
+    Returns:
+        (n,).
+
+    Source: arithmetic.
+    """
+    return 2 * x
+'''
+
+SHEET = """
++++ {{"exercise": "{name}", "points": 2, "minutes": 5, "difficulty": 1, "forbids": [], "uses": []}}
+
+## The {name} one
+
+**Contract.** Twice as much.
+
+```{{code-cell}} ipython3
+:tags: [solution]
+```
+
+```{{code-cell}} ipython3
+:tags: [checks]
+{checks}
+```
+
++++ {{"hints": "{name}"}}
+
+1. Think.
+2. Think on.
+3. Write.
+"""
+
+SUITE = '''
+@hidden("{name}")
+def test_{name}_doubles(student, rng):
+    """Gives twice as much."""
+    x = rng.normal(size=5) + 3
+    {value}
+
+
+@hidden("{name}", kind="edge")
+def test_{name}_of_nothing(student, rng):
+    """Gives nothing for nothing."""
+    {edge}
+    close(student.{name}(np.zeros(0)), np.zeros(0), what="twice nothing")
+'''
+
+ANSWERS = """
+for mistake_name, by in {mistakes}.items():
+    edit("{name}", mistake_name, replace="2 * x", by=by, says=f"You return {{by}}.", hint="Twice.")
+"""
+
+ALTERNATIVE = """
+@alternative("{name}")
+def {name}_by_sum(x):
+    return {right}
+"""
+
+MISTAKES = {"thrice": "3 * x", "four_times": "4 * x", "negative": "-2 * x", "one_more": "2 * x + 1", "square": "x * x"}
+
+
+def course_text():
+    """Sources of the small course, by path."""
+    solutions, sheet, suite, answers = [], [], [], []
+    for name in DEFECTS:
+        mistakes, value, edge, right = dict(MISTAKES), f'close(student.{name}(x), 2 * x, what="twice")', "", "x + x"
+        checks = f"assert {name}(np.ones(2)).tolist() == [2, 2]"
+        if name == "weak":
+            mistakes["only_small_ones"] = "2 * x if x.size < 100 else x"
+        if name == "alike":
+            mistakes["thrice_again"] = "x * 3"
+        if name == "gift":
+            value = f'require(student.{name}(x).shape == x.shape, "The shape is wrong.")'
+            mistakes = {f"longer_by_{n}": f"np.ones(x.size + {n})" for n in range(1, 6)}
+        if name == "narrow":
+            edge = 'at_most(0.8, 1.0, what="a measured number")'
+        if name == "lax":
+            checks = f"{name}(np.ones(2))"
+        if name == "broken":
+            right = "x + x + 1e-3"
+        solutions.append(SOLUTION.format(name=name))
+        sheet.append(SHEET.format(name=name, checks=checks))
+        suite.append(SUITE.format(name=name, value=value, edge=edge or "pass"))
+        answers.append(ANSWERS.format(name=name, mistakes=mistakes))
+        if name != "lonely":
+            answers.append(ALTERNATIVE.format(name=name, right=right))
+    front = (
+        "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n# Twice\n\nWelcome.\n"
+    )
+    return {
+        "_toc.yml": "chapters/tiny/exercises.ipynb\n",
+        "references.bib": "",
+        "solutions/__init__.py": "",
+        "solutions/tiny.py": "import numpy as np\nfrom jaxtyping import Float\n\n" + "\n".join(solutions),
+        "chapters/tiny/exercises.md": front + "\n".join(sheet),
+        "autograder/suites/test_tiny.py": "import numpy as np\n\n"
+        "from autograder.suites.kit import at_most, close, hidden, require\n" + "\n".join(suite),
+        "autograder/answers/tiny.py": "from autograder.answers import alternative, edit\n" + "\n".join(answers),
+    }
+
+
+def attn(root, *arguments):
+    """Run the command in a copy of the course, as its author would."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ATTN_")}
+    return subprocess.run(
+        [sys.executable, "-m", "autograder.cli", *arguments],
+        cwd=root,
+        env=environment | {"PYTHONPATH": str(root), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The small course with its notebook built and then left to go stale, and what the judge says of it."""
+    root = tmp_path_factory.mktemp("tiny")
+    unwanted = shutil.ignore_patterns("__pycache__", "test_*.py", "scaled_dot_product.py", "additive.py")
+    shutil.copytree(ROOT / "autograder", root / "autograder", ignore=unwanted)
+    for path, text in course_text().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    codes = [attn(root, "build", *flags).returncode for flags in (["--check"], [], ["--check"])]
+    assert codes == [1, 0, 0]
+    sheet = root / "chapters/tiny/exercises.md"
+    sheet.write_text(sheet.read_text().replace("Welcome.", "Welcome back."))
+    done = attn(root, "check", "tiny", "--seeds", "2", "--workers", "2", "--json", str(root / "out" / "check.json"))
+    report = json.loads((root / "out" / "check.json").read_text())
+    return done, report, {exercise["id"].removeprefix("tiny-"): exercise for exercise in report["exercises"]}
+
+
+def test_a_course_with_defects_does_not_hold(judged):
+    done, report, exercises = judged
+    assert done.returncode == 1, done.stderr
+    assert report["schema"] == 1
+    assert list(exercises) == list(DEFECTS)
+    total = sum(len(exercise["mistakes"]) for exercise in exercises.values())
+    assert (report["caught"], report["total"]) == (total - 3, total)  # one passes, two have no name
+    for exercise in exercises.values():
+        for problem in exercise["problems"]:
+            assert problem[:60] in done.stdout
+
+
+def test_a_sound_exercise_has_no_problem(judged):
+    sound = judged[2]["sound"]
+    assert sound["problems"] == []
+    assert (sound["reference"], sound["stub"], sound["points"]) == ("passed", "not_attempted", 2)
+    assert sound["alternatives"] == [{"name": "sound_by_sum", "outcome": "passed"}]
+    assert sound["mistakes"] == [{"name": name, "caught": True, "named": True} for name in MISTAKES]
+    assert sound["degenerate"] == dict.fromkeys(("none", "echo", "zeros", "ones", "nan"), 0)
+
+
+def test_a_mistake_that_passes_is_reported(judged):
+    weak = judged[2]["weak"]
+    assert [m["name"] for m in weak["mistakes"] if not m["caught"]] == ["only_small_ones"]
+    assert weak["problems"] == [f"mistake only_small_ones passes at seed {seed}" for seed in range(2)]
+
+
+def test_two_mistakes_that_look_alike_are_reported(judged):
+    alike = judged[2]["alike"]
+    assert [m["name"] for m in alike["mistakes"] if not m["named"]] == ["thrice", "thrice_again"]
+    assert all(m["caught"] for m in alike["mistakes"])
+    assert len(alike["problems"]) == 4
+    assert all("is named None" in problem for problem in alike["problems"])
+
+
+def test_points_for_an_answer_that_knows_nothing_are_reported(judged):
+    gift = judged[2]["gift"]
+    assert gift["degenerate"] == {"none": 0, "echo": 2, "zeros": 2, "ones": 2, "nan": 2}
+    assert "the answer 'nan' earns 2 of 2 points" in gift["problems"]
+    assert not any("'none'" in problem for problem in gift["problems"])
+
+
+def test_too_little_margin_is_reported(judged):
+    problems = judged[2]["narrow"]["problems"]
+    assert len(problems) == 4  # the reference and the alternative, at two seeds
+    assert all("passes test_narrow_of_nothing by too little" in problem for problem in problems)
+    assert "a measured number reaches 0.80 of its limit" in problems[0]
+
+
+def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
+    exercises = judged[2]
+    assert exercises["lonely"]["problems"] == ["no alternative answer"]
+    assert exercises["broken"]["alternatives"] == [{"name": "broken_by_sum", "outcome": "failed"}]
+    assert any(p.startswith("alternative broken_by_sum fails test_broken_") for p in exercises["broken"]["problems"])
+
+
+def test_visible_checks_that_accept_anything_are_reported(judged):
+    assert judged[2]["lax"]["problems"] == ["the visible checks assert nothing"]
+
+
+def test_a_stale_notebook_and_too_few_mistakes_are_reported(judged):
+    stale, few = judged[1]["problems"]
+    assert stale == "tiny: chapters/tiny/exercises.ipynb is not what its sources make; run `attn build tiny`"
+    assert few.startswith("tiny: 5.2 named mistakes an exercise on average")
+
+
+def test_an_exercise_of_the_real_course_is_clean():
+    found = check_exercise("scaled_dot_product", "causal_mask", seeds=1)
+    assert found.problems == []
+    assert found.reference == "passed"
+    assert len(found.mistakes) >= 5
+    assert all(mistake["caught"] and mistake["named"] for mistake in found.mistakes)

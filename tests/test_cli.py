@@ -1,0 +1,221 @@
+"""The command line: help, exit codes, JSON in every case, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from autograder import cli, course
+from autograder.authoring import build as building
+from autograder.doctor import Finding
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("build", "check", "release", "grade", "report", "book", "doctor", "demo")
+
+
+def attn(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+# Help and usage
+
+
+def test_help_lists_every_command():
+    said = attn("--help")
+    assert said.exit_code == 0
+    assert all(command in said.output for command in COMMANDS)
+    assert attn().exit_code == 2  # no command is a usage error, with the same help
+    assert "Usage" in attn().output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    said = attn(command, "--help")
+    assert said.exit_code == 0
+    assert f"attn {command}" in said.output.replace("root", "attn")
+    flat = " ".join(said.output.split())
+    assert getattr(cli, command).__doc__.split(".")[0].split(",")[0][:40] in flat
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["build", "no_such"], "no_such"),
+        (["check", "no_such"], "no_such"),
+        (["release", "no_such"], "no_such"),
+        (["grade", "no_such.ipynb"], "no_such.ipynb"),
+        (["grade", "--assignment", "no_such"], "no_such"),
+        (["grade", "--workers", "0"], "0"),
+        (["check", "--seeds", "0"], "0"),
+        (["check", "--seeds", "many"], "many"),
+        (["build", "--no-such-option"], "no-such-option"),
+        (["no_such"], "no_such"),
+    ],
+)
+def test_a_usage_error_is_2_and_says_what_is_wrong(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    said = attn(*arguments)
+    assert said.exit_code == 2
+    assert words in said.output
+    assert "Traceback" not in said.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_chapter_is_told_the_right_ones():
+    said = attn("check", "no_such")
+    assert all(slug in " ".join(said.output.split()) for slug in course.slugs())
+
+
+# Exit codes and JSON
+
+
+@pytest.mark.parametrize(("up_to_date", "check", "code"), [(True, True, 0), (False, True, 1), (False, False, 0)])
+def test_build_exits_1_only_where_a_check_finds_a_stale_notebook(monkeypatch, up_to_date, check, code):
+    asked = []
+
+    def make(slug, *, check):
+        asked.append((slug, check))
+        return building.Built(slug, course.CHAPTERS / slug / "exercises.ipynb", "", up_to_date)
+
+    monkeypatch.setattr(building, "build", make)
+    said = attn("build", *(["--check"] if check else []))
+    assert said.exit_code == code
+    assert asked == [(slug, check) for slug in course.slugs()]
+    word = "up to date" if up_to_date else "out of date" if check else "written"
+    assert said.output.count(word) == len(course.slugs())
+
+
+def test_a_known_fault_is_one_message_and_1(monkeypatch):
+    def make(slug, *, check):
+        raise course.CourseError("chapters/x: [bold] is wrong")
+
+    monkeypatch.setattr(building, "build", make)
+    said = attn("build")
+    assert said.exit_code == 1
+    assert "attn: chapters/x:" in said.output
+    assert "Traceback" not in said.output
+
+
+def test_the_doctors_findings_are_json(tmp_path, monkeypatch):
+    for state, code in (("ok", 0), ("missing", 0), ("broken", 1)):
+        monkeypatch.setattr("autograder.doctor.examine", lambda state=state: [Finding("thing", state, "why")])
+        file = tmp_path / "deep" / f"{state}.json"
+        assert attn("doctor", "--json", file).exit_code == code
+        assert json.loads(file.read_text()) == [{"name": "thing", "state": state, "detail": "why"}]
+
+
+def test_json_is_written_when_a_check_cannot_finish(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "BUILD", tmp_path / "_build")
+
+    def judge(*arguments, **options):
+        raise course.CourseError("a source is wrong")
+
+    monkeypatch.setattr("autograder.authoring.check.check", judge)
+    said = attn("check", "--json", tmp_path / "check.json")
+    assert said.exit_code == 1
+    assert "a source is wrong" in said.output
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert report["problems"] == ["the check did not finish"]
+    assert not (tmp_path / "_build").exists()
+
+
+def test_json_is_written_when_grading_cannot_start(tmp_path):
+    (tmp_path / "no.zip").write_bytes(b"this is no archive")
+    said = attn("grade", tmp_path / "no.zip", "--db", f"sqlite:///{tmp_path}/g.db", "--json", tmp_path / "grade.json")
+    assert said.exit_code in (0, 1)
+    assert json.loads((tmp_path / "grade.json").read_text()) == []
+    assert "no.zip" in " ".join(said.output.split())
+
+
+# Ctrl-C
+
+
+def descendants(process):
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def at_work(process):
+    """Whether one of its processes has a jail's keeper, so that it is in the middle of judging."""
+    for child in descendants(process):
+        try:
+            if "autograder.sandbox.server" in child.cmdline() and child.children():
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def gone(processes):
+    """Whether all have ended; one whose parent has died waits only for somebody to read its status."""
+    for process in processes:
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.Error:
+            continue
+    return True
+
+
+@pytest.fixture
+def class_of_many(tmp_path):
+    """A class large enough that a run is still going when it is interrupted."""
+    notebook = next((ROOT / "examples" / "submitted").glob("*/scaled_dot_product/exercises.ipynb")).read_bytes()
+    for number in range(400):
+        place = tmp_path / "class" / f"s{number:03}" / "scaled_dot_product" / "exercises.ipynb"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(notebook)
+    return tmp_path / "class"
+
+
+@pytest.fixture(params=["check", "grade"])
+def interrupted(request, tmp_path):
+    """A real run, stopped by Ctrl-C in the middle of its work: exit code, words, JSON, and who is left."""
+    command = ["check", "--seeds", "50", "--workers", "2"]
+    environment = dict(os.environ)
+    if request.param == "grade":
+        command = ["grade", str(request.getfixturevalue("class_of_many")), "--workers", "2"]
+        command += ["--db", f"sqlite:///{tmp_path}/gradebook.db"]
+    command += ["--json", str(tmp_path / "out.json")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autograder.cli", *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        deadline = time.monotonic() + 240
+        while not at_work(process):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family = descendants(process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=240)[0]
+    until = time.monotonic() + 20
+    while not gone(family) and time.monotonic() < until:
+        time.sleep(0.1)
+    return process.returncode, said, json.loads((tmp_path / "out.json").read_text()), family
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_everything_with_130_and_words(interrupted):
+    code, said, result, family = interrupted
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert result == [] or "problems" in result or result[0]["schema"] == 1
+    assert len(family) >= 3  # workers and keepers there were
+    assert gone(family)
+    assert "Nothing that was done is lost" in " ".join(said.split())
