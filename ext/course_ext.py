@@ -12,6 +12,7 @@ It needs nothing of jupyter-book, so that the same tree builds with plain Sphinx
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -263,8 +264,21 @@ def _settings(app: Sphinx, config: Any) -> None:
     app.add_js_file(WIDGETS, type="module")
 
 
+def _code_mark() -> str:
+    """A digest of this package, so that a change of what makes the pages makes all of them anew.
+
+    The lesson kit is left out: it runs with the lessons, and `ext.freshness` watches it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name != "lesson.py":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything with Sphinx."""
+    app.add_config_value("aid_code", _code_mark(), "env")
     app.connect("config-inited", _settings)
     app.connect("source-read", mark_lesson)
     app.connect("env-get-outdated", freshen)

@@ -100,18 +100,23 @@ def _source(cell: dict) -> str:
         raise InvalidNotebook("a code cell's source is not text")
     if len(source) > MAX_CELL:
         raise InvalidNotebook(f"a code cell has {len(source) / 2**20:.1f} MiB; at most {MAX_CELL // 2**20} are read")
-    return source.replace("\r\n", "\n")
+    return _utf8(source).replace("\r\n", "\n")
 
 
 def _grade_id(cell: dict) -> str | None:
     metadata = cell.get("metadata")
     nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     identity = nbgrader.get("grade_id") if isinstance(nbgrader, dict) else None
-    return identity if isinstance(identity, str) else None
+    return _utf8(identity) if isinstance(identity, str) else None
 
 
 def _release(notebook: dict) -> str | None:
     metadata = notebook.get("metadata")
     ours = metadata.get("attention_in_depth") if isinstance(metadata, dict) else None
     release = ours.get("release") if isinstance(ours, dict) else None
-    return release[:80] if isinstance(release, str) else None
+    return _utf8(release[:80]) if isinstance(release, str) else None
+
+
+def _utf8(text: str) -> str:
+    """The text without lone surrogates, which JSON can hold and nothing else can write."""
+    return text.encode("utf-8", "replace").decode()

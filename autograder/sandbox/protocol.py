@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 MAX_FRAME = 512 * 2**20
+MAX_REPLY = 64 * 2**20  # a byte of msgpack may become 72 bytes of Python, so what comes out is capped tighter
 MAX_DEPTH = 24
 MAX_NODES = 200_000
 MAX_TEXT = 100_000
@@ -82,17 +83,32 @@ def receive(connection: socket.socket, limit: int = MAX_FRAME) -> dict[str, Any]
     (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
     if length > limit:
         raise ProtocolError(f"a frame of {length} bytes, more than {limit}")
+    payload = _read(connection, length)
+    count = _Count(4 * MAX_NODES)
+    sizes = {"max_str_len": length, "max_bin_len": length, "max_ext_len": 0}
+    parts = {"max_array_len": count.left, "max_map_len": count.left, "list_hook": count, "object_hook": count}
     try:
-        message = msgpack.unpackb(
-            _read(connection, length), raw=False, strict_map_key=True, max_str_len=length, max_bin_len=length
-        )
-    except Closed:
+        message = msgpack.unpackb(payload, raw=False, strict_map_key=True, **sizes, **parts)
+    except ProtocolError:
         raise
     except Exception as error:
         raise ProtocolError(f"not a msgpack frame: {type(error).__name__}") from None
     if not isinstance(message, dict):
         raise ProtocolError("a frame that is not a map")
     return message
+
+
+class _Count:
+    """Counts containers while msgpack makes them, and stops it: a few megabytes can hold millions."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def __call__(self, made: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ProtocolError("a message with too many parts")
+        return made
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
@@ -248,7 +264,7 @@ class _Decoder:
             items = [self._node(item, depth + 1) for item in node["items"]]
             return tuple(items) if kind == "tuple" else items
         if kind == "dict":
-            return {self._node(k, depth + 1): self._node(v, depth + 1) for k, v in node["items"]}
+            return {self._key(k): self._node(v, depth + 1) for k, v in node["items"]}
         if kind == "dtype":
             return _dtype(str(node["name"]), bool(node["torch"]))
         if kind == "handle":
@@ -263,6 +279,12 @@ class _Decoder:
         if kind == "opaque":
             return Opaque(str(node["type"])[:80])
         raise ProtocolError(f"a node of unknown kind {str(kind)[:20]!r}")
+
+    def _key(self, node: Any) -> Any:
+        # Hashes of tuples can be made to collide, and a dictionary of such keys takes hours.
+        if not isinstance(node, (str, int, bool, float)):
+            raise ProtocolError("a dictionary key of a kind that does not travel")
+        return node
 
     def _array(self, node: dict[str, Any], kind: str) -> Any:
         shape, order = [int(n) for n in node["shape"]], [int(n) for n in node["order"]]
@@ -284,6 +306,8 @@ class _Decoder:
 
 
 def _dtype(name: str, of_torch: bool) -> Any:
+    if len(name) > 20:
+        raise ProtocolError("a dtype that is none")
     dtype = vars(torch).get(name) if of_torch else np.dtype(name)
     if not isinstance(dtype, torch.dtype if of_torch else np.dtype):
         raise ProtocolError("a dtype that is none")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from autograder.suites.kit import at_most, close, hidden, raises, require, strided
+from autograder.suites.kit import at_most, close, hidden, raises, require, shape_of, strided
 from solutions import scaled_dot_product as reference
 
 MIB = 2**20
@@ -65,7 +65,7 @@ def unchanged(before, after, what):
 def shaped(value, shape, what):
     """The value, if it is a finite floating-point array of this shape; otherwise the test fails."""
     require(isinstance(value, np.ndarray), f"{what}: it is no NumPy array")
-    require(value.shape == shape, f"{what}: its shape is {value.shape}, where {shape} was expected")
+    require(value.shape == shape, f"{what}: its shape is {shape_of(value)}, where {shape} was expected")
     require(value.dtype.kind == "f", f"{what}: its dtype is {value.dtype}, where floating point was expected")
     require(bool(np.isfinite(value).all()), f"{what}: not all values are finite")
     return value

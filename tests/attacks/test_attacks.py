@@ -26,6 +26,7 @@ from autograder import course
 from autograder.authoring.build import instructor_notebook
 from autograder.grading.judge import judge_notebook
 from autograder.grading.result import SubmissionResult
+from autograder.grading.suite import suite
 from autograder.sandbox import session as sandbox
 from autograder.sandbox.jail import NOBODY, Limits
 from autograder.sandbox.session import Session, warm_server
@@ -160,6 +161,14 @@ def test_honest_work_has_full_marks_before_the_attacks(watch: Watch) -> None:
         assert result.score == result.max_score == course.sheet(slug).points
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wall time is generous where machines are loaded; here nobody wants to wait for what only sleeps."""
+    for name, value in (("WALL_FACTOR", 3), ("WALL_GRACE", 8), ("DEAF_SECONDS", 5), ("HANG_UP_SECONDS", 1)):
+        if hasattr(sandbox, name):
+            monkeypatch.setattr(sandbox, name, value)
+
+
 def peak_memory() -> int:
     Path("/proc/self/clear_refs").write_text("5")
     return sandbox._peak_memory(os.getpid()) or 0
@@ -173,6 +182,7 @@ def test_attack(attack: Attack, watch: Watch) -> None:
         with within(attack.seconds):
             result = judge_notebook(attack.data, attack.slug, "mallory", secret=SECRET, limits=_limits(attack))
     except Hung as hung:
+        suite.cache_clear()  # a suite that was interrupted cannot go on
         pytest.fail(str(hung))
     grown = (sandbox._peak_memory(os.getpid()) or 0) - before
     watch.after_one()
@@ -180,7 +190,7 @@ def test_attack(attack: Attack, watch: Watch) -> None:
     found = {exercise.id.removeprefix(f"{attack.slug}-"): exercise for exercise in result.exercises}
     said = {name: (exercise.outcome, exercise.score, exercise.message) for name, exercise in found.items()}
     for name, outcomes in attack.outcomes.items():
-        assert found[name].outcome in outcomes, said
+        assert found[name].outcome in (*outcomes, "forbidden"), said  # the source check may be first to find it
         assert found[name].score == 0 or (attack.partial and found[name].score < found[name].max_score), said
     for name, exercise in found.items():
         if name in attack.full:

@@ -52,7 +52,7 @@ np.isnan = lambda x: np.zeros(np.shape(x), dtype=bool)
     tries="Replaces the built-in functions that a comparison is made of: isinstance, abs, max, all, len, float, sorted.",
     stopped=_SPACE,
     full="",
-    outcome=("failed", "crashed"),
+    outcome=("failed", "crashed", "memory"),
 )
 def patches_the_builtins():
     return (
@@ -344,11 +344,11 @@ def raises_the_graders_exceptions():
     return (
         """
 import sys, unittest
-errors = sys.modules["autograder.sandbox.errors"]
+from autograder.sandbox.errors import SandboxUnavailable
 class Passed(Exception): pass
 class Skipped(BaseException): pass
 Skipped.__module__ = "_pytest.outcomes"
-def causal_mask(q_seq, kv_seq): raise errors.SandboxUnavailable("the grader is at fault")
+def causal_mask(q_seq, kv_seq): raise SandboxUnavailable("the grader is at fault")
 def effective_support(weights): raise Skipped("passed")
 def softmax_vjp(probs, upstream): raise SystemExit(0)
 def softmax_jacobian(probs): raise unittest.SkipTest("no")

@@ -7,8 +7,9 @@ _ONLY_VALUES = "Whoever writes to the socket, it carries only values, and only a
 _CAPS = "Every size, depth and count of a reply is capped before it is believed."
 
 WIRE = """
-import os, socket, stat, struct, sys, time
+import builtins, os, socket, stat, struct, sys, time
 import msgpack
+from autograder.sandbox.protocol import encode as _encode
 def _wire():
     for number in range(3, 64):
         try:
@@ -16,20 +17,20 @@ def _wire():
                 return number
         except OSError:
             pass
-WIRE = _wire()
-encode = sys.modules["autograder.sandbox.protocol"].encode
-def frame(message):
+def _frame(message):
     data = message if isinstance(message, bytes) else msgpack.packb(message)
     return struct.pack("<Q", len(data)) + data
-def tell(data):
+def _tell(data):
     while data:
-        data = data[os.write(WIRE, data):]
+        data = data[os.write(_wire(), data):]
+# Under other names, so that the source check does not see from the exercise to here.
+builtins.LINE, builtins.form, builtins.say, builtins.coded = _wire(), _frame, _tell, _encode
 """
 
 
 def replying(message: str) -> tuple[str, ...]:
     """A mask that answers with this frame, and a witness in whose way nothing stands once its process is gone."""
-    return WIRE, f"def causal_mask(q_seq, kv_seq):\n    tell(frame({message}))\n    os._exit(0)\n", WITNESS
+    return WIRE, f"def causal_mask(q_seq, kv_seq):\n    say(form({message}))\n    os._exit(0)\n", WITNESS
 
 
 @attack(
@@ -43,9 +44,9 @@ def answers_before_it_is_asked():
     return (
         WIRE,
         """
-tell(frame({"ready": True}))
+say(form({"ready": True}))
 for n in range(2, 12):
-    tell(frame({"value": encode(None)}) + frame({"value": encode(np.tri(n, dtype=bool)), "passed": True}))
+    say(form({"value": coded(None)}) + form({"value": coded(np.tri(n, dtype=bool)), "passed": True}))
 """,
         WRONG_MASK + "def effective_support(weights):\n    return weights\n",
     )
@@ -55,7 +56,7 @@ for n in range(2, 12):
 def answers_twice():
     return (
         WIRE,
-        WRONG_MASK.replace("    return", "    tell(frame({'value': encode(np.tri(q_seq, kv_seq, dtype=bool))}))\n    return"),
+        WRONG_MASK.replace("    return", "    say(form({'value': coded(np.tri(q_seq, kv_seq, dtype=bool))}))\n    return"),
     )
 
 
@@ -93,7 +94,7 @@ import threading
 def race():
     while True:
         time.sleep(0.002)
-        tell(frame({"value": encode(np.tri(4, 6, 2, dtype=bool))}))
+        say(form({"value": coded(np.tri(4, 6, 2, dtype=bool))}))
 """,
         WRONG_MASK.replace("    return", "    time.sleep(0.05)\n    return"),
         "threading.Thread(target=race, daemon=True).start()",
@@ -106,7 +107,7 @@ def race():
     outcome=_ANY,
 )
 def announces_an_endless_reply():
-    return WIRE, "def causal_mask(q, k):\n    tell(struct.pack('<Q', 2**63 - 1) + b'x' * 4096)\n    os._exit(0)\n", WITNESS
+    return WIRE, "def causal_mask(q, k):\n    say(struct.pack('<Q', 2**63 - 1) + b'x' * 4096)\n    os._exit(0)\n", WITNESS
 
 
 @attack(
@@ -139,9 +140,9 @@ for _ in range(500):
     DEEP = {"k": "list", "items": [DEEP]}
 def causal_mask(q_seq, kv_seq):
     if q_seq % 2:
-        tell(frame({"value": {"tree": DEEP, "numpy": b"", "torch": b""}}))
+        say(form({"value": {"tree": DEEP, "numpy": b"", "torch": b""}}))
     else:
-        tell(frame(b"\\x91" * 100_000 + b"\\xc0"))
+        say(form(b"\\x91" * 100_000 + b"\\xc0"))
     os._exit(0)
 """,
         WITNESS,
@@ -162,7 +163,7 @@ BAD = [b"", b"\\xc1", b"\\x93\\x01", b"\\xa3\\xff\\xfe\\xfd", b"\\xd4\\x05\\x00"
 TURN = [int(time.time() * 1e3)]
 def causal_mask(q_seq, kv_seq):
     TURN[0] += 1
-    tell(frame(BAD[TURN[0] % len(BAD)]))
+    say(form(BAD[TURN[0] % len(BAD)]))
     os._exit(0)
 """,
         WITNESS,
@@ -184,7 +185,7 @@ def sends_nan_in_every_field():
         "softmax_vjp": "{'k': 'dtype', 'name': 'f8,' * 20000 + 'O', 'torch': float('nan')}",
     }
     functions = [
-        f"def {name}(*a, **k):\n    tell(frame({{'value': {{'tree': {node}, 'numpy': b'', 'torch': b''}}}}))\n    os._exit(0)"
+        f"def {name}(*a, **k):\n    say(form({{'value': {{'tree': {node}, 'numpy': b'', 'torch': b''}}}}))\n    os._exit(0)"
         for name, node in nodes.items()
     ]
     return WIRE, "\n".join(functions), WITNESS
@@ -219,7 +220,7 @@ PAIRS = colliding(40_000)
 assert len({hash(pair) for pair in PAIRS}) == 1
 ITEMS = [[{"k": "tuple", "items": list(pair)}, None] for pair in PAIRS]
 def effective_support(weights):
-    tell(frame({"value": {"tree": {"k": "dict", "items": ITEMS}, "numpy": b"", "torch": b""}}))
+    say(form({"value": {"tree": {"k": "dict", "items": ITEMS}, "numpy": b"", "torch": b""}}))
     os._exit(0)
 ''',
         WITNESS,
@@ -242,7 +243,7 @@ def tensors(dtype, shape, data):
     return struct.pack("<Q", len(head)) + head + data
 def causal_mask(q_seq, kv_seq):  # bytes of 2 as truth values
     tree = {"k": "numpy", "name": "0", "shape": [q_seq, kv_seq], "order": [0, 1], "gap": False}
-    tell(frame({"value": {"tree": tree, "numpy": tensors("BOOL", [q_seq, kv_seq], b"\\x02" * (q_seq * kv_seq)), "torch": b""}}))
+    say(form({"value": {"tree": tree, "numpy": tensors("BOOL", [q_seq, kv_seq], b"\\x02" * (q_seq * kv_seq)), "torch": b""}}))
     os._exit(0)
 def effective_support(weights):
     return np.array([object()] * 3), np.array(["a", "b"]), np.zeros(2, dtype=[("x", "f8")]), np.array([1j])
@@ -263,10 +264,10 @@ def names_one_array_many_times():
     return (
         WIRE,
         """
-BODY = encode(np.zeros(1_000_000))
+BODY = coded(np.zeros(1_000_000))
 NODE = {**BODY["tree"], "gap": True}
 def causal_mask(q_seq, kv_seq):
-    tell(frame({"value": {**BODY, "tree": {"k": "list", "items": [NODE] * 100_000}}}))
+    say(form({"value": {**BODY, "tree": {"k": "list", "items": [NODE] * 100_000}}}))
     os._exit(0)
 """,
         WITNESS,
@@ -279,7 +280,7 @@ def causal_mask(q_seq, kv_seq):
     outcome="crashed",
 )
 def hangs_up_and_lives_on():
-    return WIRE, "def causal_mask(q, k):\n    os.close(WIRE)\n    os._exit(0)\n", WITNESS
+    return WIRE, "def causal_mask(q, k):\n    os.close(LINE)\n    os._exit(0)\n", WITNESS
 
 
 @attack(
@@ -293,12 +294,12 @@ def sends_open_files():
         WIRE,
         """
 def causal_mask(q_seq, kv_seq):
-    line = socket.socket(fileno=os.dup(WIRE))
-    reply = frame({"value": encode(np.ones((q_seq, kv_seq), dtype=bool))})
+    line = socket.socket(fileno=os.dup(LINE))
+    reply = form({"value": coded(np.ones((q_seq, kv_seq), dtype=bool))})
     null = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
     for byte in reply[:60]:
         socket.send_fds(line, [bytes([byte])], null)
-    tell(reply[60:])
+    say(reply[60:])
     for number in null:
         os.close(number)
     os._exit(0)
@@ -323,7 +324,7 @@ while True:
     if os.fork() == 0:
         until = time.process_time() + 1
         while time.process_time() < until:
-            tell(frame({"nothing": 1}) * 100)
+            say(form({"nothing": 1}) * 100)
         os._exit(0)
     os.wait()
 """,
@@ -343,9 +344,9 @@ def drips_bytes_for_ever():
         WIRE,
         """
 def causal_mask(q_seq, kv_seq):
-    tell(struct.pack("<Q", 100 << 20))
+    say(struct.pack("<Q", 100 << 20))
     while True:
-        tell(b"x")
+        say(b"x")
         time.sleep(0.004)
 """,
     )
@@ -362,7 +363,7 @@ def blames_another_cell():
         WIRE,
         """
 for cell in (5, -1, 2**62, 1.5, "3", None, [1], True):
-    tell(frame({"cell": cell}) + frame({"done": cell, "error": {"bases": [cell, {}], "line": cell}}))
+    say(form({"cell": cell}) + form({"done": cell, "error": {"bases": [cell, {}], "line": cell}}))
 """,
         WRONG_MASK,
     )
@@ -380,9 +381,9 @@ def lets_a_forked_process_answer():
         WRONG_MASK,
         """
 if os.fork() == 0:
-    tell(frame({"done": 2, "error": None}) + frame({"ready": True}))
+    say(form({"done": 2, "error": None}) + form({"ready": True}))
     for n in range(40):
-        tell(frame({"value": encode(np.tri(n % 9 + 1, dtype=bool)), "outcome": "passed"}))
+        say(form({"value": coded(np.tri(n % 9 + 1, dtype=bool)), "outcome": "passed"}))
         time.sleep(0.01)
     os._exit(0)
 time.sleep(3)
@@ -404,7 +405,7 @@ def answers_with_invented_errors():
 ERRORS = [None, 3, [], {}, {"bases": ["SandboxUnavailable", "GraderFault", "exec", 3, None, {}]}, {"bases": "ValueError"},
           {"bases": ["NotImplementedError"] * 9, "memory": [], "line": "1e9", "cell": -1, "type": {"a": 1}, "text": 7}]
 def causal_mask(q_seq, kv_seq):
-    tell(frame({"error": ERRORS[q_seq % len(ERRORS)]}))
+    say(form({"error": ERRORS[q_seq % len(ERRORS)]}))
     os._exit(0)
 """,
     )

@@ -1,0 +1,170 @@
+"""The forbidden library function by other roads. Each form is right; honest judging gives it nothing."""
+
+from corpus import ADDITIVE, Submission, attack, reference
+
+_CHECK = "The source check follows names through the whole notebook and knows this road."
+
+
+def road(*cells: str) -> Submission:
+    """A softmax that the library computes, and a witness without guilt."""
+    return Submission((*cells, reference("bilinear_scores", ADDITIVE)))
+
+
+def _softmax(body: str) -> str:
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"def softmax(scores, axis=-1):\n{lines}"
+
+
+def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK) -> None:
+    def make() -> Submission:
+        return road(*cells)
+
+    make.__name__ = name.replace(" ", "_")
+    make.__module__ = __name__
+    attack(tries=tries, stopped=stopped, wrong="softmax", outcome="forbidden", full="bilinear_scores", slug=ADDITIVE)(make)
+
+
+_T = "torch.from_numpy(scores)"
+
+_enter(
+    "imports it under another name",
+    "Calls torch's softmax through import … as, from … import, and a second name for that.",
+    "from torch.nn import functional as tools\nfrom torch import softmax as helper\nagain = helper\n"
+    + _softmax(f"return again({_T}, axis).numpy()"),
+)
+_enter("imports it inside the function", "Imports the function where it is used.", _softmax(f"from torch import special as s\nreturn s.softmax({_T}, axis).numpy()"))
+_enter("imports everything with a star", "Gets the function from a star import.", "from torch.nn.functional import *\n" + _softmax(f"return softmin(-{_T}, axis).numpy()"))
+_enter("uses the method form", "Calls the method of a tensor.", _softmax(f"return {_T}.softmax(axis).numpy()"))
+_enter("gets the attribute by its name", "Uses getattr with the name as text.", _softmax(f"return getattr(torch, 'softmax')({_T}, axis).numpy()"))
+_enter(
+    "puts the name together at run time",
+    "Uses getattr with a name that is put together from pieces.",
+    _softmax(f"return getattr(torch, 'soft' + 'max')({_T}, axis).numpy()"),
+    stopped="getattr with a name that is not written out is ruled out.",
+)
+_enter("goes through torch ops", "Calls the operator below the function (torch.ops.aten).", _softmax(f"return torch.ops.aten.softmax.int({_T}, axis).numpy()"))
+_enter("goes through the private function", "Calls torch._softmax and torch._C.", _softmax(f"return torch._softmax({_T}, axis, False).numpy()"))
+_enter(
+    "takes a relative of it",
+    "Takes the logarithm of softmax from the library and exponentiates it.",
+    _softmax(f"return torch.nn.functional.log_softmax({_T}, axis).exp().numpy()"),
+    stopped="The contract rules out the whole family, not one name.",
+)
+_enter(
+    "lets attention compute it",
+    "Calls the library's attention with a query and identity matrices that make it return a softmax.",
+    _softmax(
+        "t = torch.from_numpy(np.moveaxis(scores, axis, -1).copy())\nt, shape = t.reshape(-1, 1, t.shape[-1]), t.shape\n"
+        "eye = torch.eye(t.shape[-1], dtype=t.dtype).expand(len(t), -1, -1)\n"
+        "out = torch.nn.functional.scaled_dot_product_attention(t, eye, eye, scale=1.0)\n"
+        "return np.moveaxis(out.reshape(shape).numpy(), -1, axis)"
+    ),
+    stopped="The contract rules out the library that could compute it, not one name.",
+)
+_enter("wraps it with partial", "Wraps the function with functools.partial.", "import functools\nwrapped = functools.partial(torch.softmax)\n" + _softmax(f"return wrapped({_T}, axis).numpy()"))
+_enter("asks operator for the attribute", "Uses operator.attrgetter.", "import operator\nget = operator.attrgetter('softmax')\n" + _softmax(f"return get(torch)({_T}, axis).numpy()"))
+_enter("asks operator for the method", "Uses operator.methodcaller.", "import operator\n" + _softmax(f"return operator.methodcaller('softmax', axis)({_T}).numpy()"))
+_enter("looks into the module's dictionary", "Uses vars(torch) and torch.__dict__.", _softmax(f"return torch.__dict__['softmax']({_T}, axis).numpy()"))
+_enter("looks into globals", "Uses globals() to find the library.", _softmax(f"return globals()['torch'].softmax({_T}, axis).numpy()"))
+_enter("looks into the loaded modules", "Uses sys.modules.", "import sys\n" + _softmax(f"return sys.modules['torch'].softmax({_T}, axis).numpy()"))
+_enter("imports by a computed name", "Uses importlib and __import__.", "import importlib\n" + _softmax(f"return importlib.import_module('tor' + 'ch').softmax({_T}, axis).numpy()"))
+_enter("runs text", "Uses exec and eval on text that names the function.", _softmax(f"return eval('torch.soft' + 'max')({_T}, axis).numpy()"))
+_enter(
+    "unpickles it",
+    "Unpickles a reference to the function.",
+    "import pickle\n" + _softmax(f"return pickle.loads(b'ctorch\\nsoftmax\\n.')({_T}, axis).numpy()"),
+    stopped="Modules that make code out of data are ruled out everywhere.",
+)
+_enter(
+    "builds a function from code",
+    "Builds a function from a code object of another one.",
+    "import types\n" + _softmax(f"code = (lambda t, a: torch.special.log_softmax(t, a).exp()).__code__\nreturn types.FunctionType(code, {{'torch': torch}})({_T}, axis).numpy()"),
+)
+_enter(
+    "hangs it on numpy in another cell",
+    "Another cell hangs the function on NumPy under a harmless name.",
+    "np.steady = lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy()",
+    _softmax("return np.steady(scores, axis)"),
+)
+_enter(
+    "hangs it on builtins in another cell",
+    "Another cell puts the function among the built-in names.",
+    "import builtins\nbuiltins.steady = lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy()",
+    _softmax("return steady(scores, axis)"),
+    stopped="A name that nobody defined is looked for on whatever the notebook hangs names on.",
+)
+_enter(
+    "hangs it up with setattr in another cell",
+    "Another cell uses setattr to hang the function on NumPy.",
+    "setattr(np, 'steady', lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy())",
+    _softmax("return np.steady(scores, axis)"),
+    stopped="setattr, and writing into a namespace, count as part of every exercise.",
+)
+_enter(
+    "keeps it in a container",
+    "Another cell puts the function into a dictionary or a list that the exercise reads.",
+    "TOOLS = {}\nSHELF = []",
+    "TOOLS['a'] = torch.softmax\nSHELF.append(torch.softmax)",
+    _softmax(f"return (TOOLS.get('a') or SHELF[0])({_T}, axis).numpy()"),
+    stopped="Whatever writes into a container that the exercise reads is part of the exercise.",
+)
+_enter(
+    "hides the alias behind a later import",
+    "Binds the library as a default, and gives its name to NumPy afterwards, in a function that nobody calls.",
+    "import torch as lib\n" + _softmax(f"return inner({_T}, axis)") + "def inner(t, axis, lib=lib):\n    return lib.softmax(t, axis).numpy()\n",
+    "def unused():\n    import numpy as lib\n    import numpy as torch\n",
+)
+_enter(
+    "hides in a cell that only IPython reads",
+    "Ends the cell with a line of help, which plain Python cannot parse.",
+    _softmax(f"return torch.softmax({_T}, axis).numpy()") + "\nnp.exp?\n",
+)
+_enter(
+    "hides in a cell magic",
+    "Defines the function under %%time.",
+    "%%time\n" + _softmax(f"return torch.softmax({_T}, axis).numpy()"),
+)
+_enter(
+    "hides behind deep nesting",
+    "Raises the recursion limit, and puts the function into a cell that a parser with the usual limit gives up.",
+    "import sys\nsys.setrecursionlimit(1_000_000)",
+    _softmax(f"return torch.softmax({_T}, axis).numpy()") + "deep = " + "+".join(["1"] * 4000) + "\n",
+    stopped="A cell that runs and cannot be read counts as breaking the contract.",
+)
+_enter(
+    "writes a module and imports it",
+    "Writes a file with the call to /tmp, and imports it.",
+    "import sys\nsys.path.append('/tmp')\nopen('/tmp/mine.py', 'w').write('import torch\\ndef work(s, a): return torch.softmax(s, a)')",
+    "import mine\n" + _softmax(f"return mine.work({_T}, axis).numpy()"),
+    stopped="An exercise may import libraries, not files that the notebook wrote.",
+)
+_enter(
+    "borrows the grader's own import",
+    "Takes the library from a module of the sandbox that has imported it.",
+    "from autograder.sandbox import workbench\n" + _softmax("t = workbench.torch\nreturn t.softmax(t.from_numpy(scores), axis).numpy()"),
+    stopped="The sandbox's modules are ruled out everywhere.",
+)
+_enter(
+    "transforms the text of its own cell",
+    "An input transformer writes the forbidden name over a harmless one before the cell runs.",
+    "get_ipython().input_transformers_post.append(lambda lines: [line.replace('np.fine', 'torch.softmax') for line in lines])",
+    _softmax(f"return np.fine({_T}, axis).numpy()"),
+    stopped="A notebook that takes hold of its shell (get_ipython) breaks the contract wherever something is forbidden.",
+)
+_enter(
+    "uses a class as a detour",
+    "Calls the function from __call__, __getattr__ or a property of a class.",
+    "class Detour:\n    def __getattr__(self, name):\n        return lambda s, a: getattr(torch, name)(torch.from_numpy(s), a).numpy()\n",
+    _softmax("return Detour().softmax(scores, axis)"),
+)
+_enter(
+    "decorates itself",
+    "A decorator replaces the honest function by the library's.",
+    "def better(function):\n    return lambda scores, axis=-1: torch.softmax(torch.from_numpy(scores), axis).numpy()\n",
+    "@better\n" + _softmax("return np.exp(scores) / np.exp(scores).sum(axis, keepdims=True)"),
+)
+_enter(
+    "replaces itself when first called",
+    "The first call rebinds the exercise's name to the library's function.",
+    _softmax(f"global softmax\nsoftmax = lambda s, axis=-1: torch.softmax(torch.from_numpy(s), axis).numpy()\nreturn softmax(scores, axis)"),
+)
