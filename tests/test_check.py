@@ -145,8 +145,7 @@ def judged(tmp_path_factory):
     for path, text in course_text().items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
-    codes = [attn(root, "build", *flags).returncode for flags in (["--check"], [], ["--check"])]
-    assert codes == [1, 0, 0]
+    assert attn(root, "build").returncode == 0
     sheet = root / "chapters/tiny/exercises.md"
     sheet.write_text(sheet.read_text().replace("Welcome.", "Welcome back."))
     done = attn(root, "check", "tiny", "--seeds", "2", "--workers", "2", "--json", str(root / "out" / "check.json"))

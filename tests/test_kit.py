@@ -80,7 +80,7 @@ WRONG = {
     "array for tensor": (np.ones(2), torch.full((2,), SECRET), "a NumPy array, where a torch tensor was expected"),
     "None": (None, np.full(2, SECRET), "it is None"),
     "list": ([1.0, 2.0], np.full(2, SECRET), "a value of type list"),
-    "opaque": (Opaque("coo"), np.full(2, SECRET), "a value of type coo"),
+    "opaque": (Opaque("coo"), np.full(2, SECRET), "where a NumPy array was expected"),
     "float for tensor": (0.5, torch.tensor(SECRET), "where a torch tensor was expected"),
     "tensor for float": (torch.tensor(0.5), SECRET, "a torch tensor"),
     "NaN for float": (math.nan, SECRET, "1 of 1 values are NaN"),

@@ -146,10 +146,9 @@ def test_a_bundle_that_would_leak_is_not_left_behind(copied):
     data = course.CHAPTERS / SLUG / "data"
     data.mkdir()
     (data / "notes.txt").write_text(suite_line())
-    with pytest.raises(
-        ReleaseError, match=rf"nothing was released(.|\n)*notes\.txt holds a line of suites/test_{SLUG}"
-    ):
+    with pytest.raises(ReleaseError, match="nothing was released") as error:
         release([SLUG], folder)
+    assert f"notes.txt holds a line of suites/test_{SLUG}.py" in str(error.value)
     assert [path.name for path in folder.iterdir()] == [".git"]
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from autograder.sandbox import protocol
 from autograder.sandbox import session as sessions
 from autograder.sandbox.errors import (
     Crashed,
@@ -634,7 +633,7 @@ def test_a_process_that_no_longer_reads_is_killed(monkeypatch):
 
 
 def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
-    monkeypatch.setattr(protocol.receive, "__defaults__", (2**20,))
+    monkeypatch.setattr(sessions, "MAX_REPLY", 2**20)
     with Session(["import numpy as np\ndef f(n):\n    return np.zeros(n)"], SMALL) as session:
         session.allow(20)
         assert Student(session).f(2**10).shape == (2**10,)

@@ -8,6 +8,7 @@ numeric gate, through the very jail in which students' work is graded.
 from __future__ import annotations
 
 import ast
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -132,7 +133,9 @@ def check(
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that are stopped in the middle of their work when the block is left by an exception."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    # Ctrl-C reaches every process of a terminal; ours are stopped here, and so need no word of it.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, quiet)
     try:
         yield pool
     except BaseException:
