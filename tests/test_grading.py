@@ -12,7 +12,7 @@ import autograder.answers
 import solutions
 from autograder import course
 from autograder.grading import suite as suite_module
-from autograder.grading.forbidden import forbidden_calls
+from autograder.grading.forbidden import forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.judge import judge_notebook
 from autograder.sandbox import session as session_module
@@ -553,17 +553,19 @@ FORBIDDEN = (
 
 @pytest.mark.parametrize("cell", CAUGHT.values(), ids=CAUGHT)
 def test_a_forbidden_call_is_found(cell):
-    assert forbidden_calls([cell], "f", FORBIDDEN)
+    assert forbidden_calls(read([cell]), "f", FORBIDDEN)
 
 
 @pytest.mark.parametrize("cell", SLIPS_THROUGH.values(), ids=SLIPS_THROUGH)
 def test_a_forbidden_call_is_found_in_disguise(cell):
-    assert forbidden_calls([cell], "f", FORBIDDEN)
+    assert forbidden_calls(read([cell]), "f", FORBIDDEN)
 
 
 def test_forbidden_calls_are_found_across_cells():
     cells = ["import torch as t", "def h(x):\n    return t.softmax(x, 0)", "no python", "def f(x):\n    return h(x)"]
-    assert [(found.name, found.line) for found in forbidden_calls(cells, "f", FORBIDDEN)] == [("torch.softmax", 2)]
+    assert [(found.name, found.line) for found in forbidden_calls(read(cells), "f", FORBIDDEN)] == [
+        ("torch.softmax", 2)
+    ]
 
 
 ALLOWED = {
@@ -586,12 +588,12 @@ WRONGLY_FOUND = {
 
 @pytest.mark.parametrize("cell", ALLOWED.values(), ids=ALLOWED)
 def test_what_is_allowed_is_not_found(cell):
-    assert not forbidden_calls([cell], "f", FORBIDDEN)
+    assert not forbidden_calls(read([cell]), "f", FORBIDDEN)
 
 
 @pytest.mark.parametrize("cell", WRONGLY_FOUND.values(), ids=WRONGLY_FOUND)
 def test_what_only_looks_forbidden_is_not_found(cell):
-    assert not forbidden_calls([cell], "f", FORBIDDEN)
+    assert not forbidden_calls(read([cell]), "f", FORBIDDEN)
 
 
 def test_a_forbidden_call_costs_its_exercise_and_is_named():

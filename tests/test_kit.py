@@ -248,7 +248,7 @@ def notebook(tmp_path):
 def test_plain_pytest_judges_a_right_and_a_wrong_notebook(notebook):
     slug, name = "scaled_dot_product", "causal_mask"
     suite = f"autograder/suites/test_{slug}.py"
-    done = plain(suite, "-k", "mask", "--submission", notebook(slug))
+    done = plain(suite, "-k", name, "--submission", notebook(slug))
     assert done.returncode == 0, done.stdout[-3000:]
     wrong = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)\n"
     done = plain(suite, "-k", name, "--submission", notebook(slug, **{name: wrong}))

@@ -62,6 +62,8 @@ def same(one, other):
     if isinstance(one, torch.Tensor):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
+        if not one.numel():
+            return True
         return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
     if isinstance(one, (np.ndarray, np.generic)):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -19,16 +19,36 @@ BARE = ("exec", "eval", "compile", "__import__", "get_ipython", "globals", "vars
 EVERYWHERE = (
     *BARE,
     *(f"builtins.{name}" for name in ("exec", "eval", "compile", "__import__", "globals", "vars")),
-    "importlib",
+    "autograder",
+    "code",
+    "codeop",
     "ctypes",
     "gc",
+    "importlib",
+    "inspect",
+    "marshal",
+    "multiprocessing",
+    "numpy.ctypeslib",
+    "numpy.load",
+    "pickle",
     "pkgutil",
     "runpy",
     "sys.modules",
-    "numpy.ctypeslib",
+    "sys.path",
+    "sys.setprofile",
+    "sys.settrace",
+    "threading",
     "torch.hub",
+    "torch.load",
     "torch.utils.cpp_extension",
+    "tracemalloc",
+    "types.CodeType",
+    "types.FunctionType",
+    "types.LambdaType",
 )
+# Whoever rewrites cells on their way to Python makes the text that was checked another one than the text that runs.
+REWRITERS = ("input_transformers_post", "input_transformers_cleanup", "input_transformer_manager", "ast_transformers")
+UNREADABLE = "source that cannot be read"
 Aliases = dict[str, set[str]]
 
 
@@ -69,20 +89,26 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-class _Reach:
+class Reach:
     """Top-level names of a notebook: what each is bound to, and which library names it may be another word for."""
 
     def __init__(self, cells: Sequence[str], faulted: Collection[int]) -> None:
         self.nodes: dict[str, list[ast.AST]] = defaultdict(list)
         self.scope = _Scope(defaultdict(set))
         self.stars: list[str] = []
+        self.everywhere: list[Finding] = []
         for index, source in enumerate(cells):
             try:
                 tree = ast.parse(_plain_python(source))
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
+            except (SyntaxError, ValueError):
                 continue  # what cannot be parsed cannot run either
+            except (RecursionError, MemoryError):  # but this may, with a higher limit
+                self.everywhere.append(Finding(UNREADABLE, 1))
+                continue
             for node in ast.walk(tree):
                 self._import(node)
+                if isinstance(node, ast.Attribute) and node.attr in REWRITERS:
+                    self.everywhere.append(Finding(node.attr, node.lineno))
             for statement in tree.body:
                 self._binding(statement, index in faulted)
 
@@ -121,6 +147,7 @@ class _Reach:
     def reachable(self, name: str) -> list[ast.AST]:
         """Every top-level statement that the name leads to."""
         seen: set[str] = set()
+        walked: set[int] = set()
         found: list[ast.AST] = []
         queue = [name]
         while queue:
@@ -129,6 +156,9 @@ class _Reach:
                 continue
             seen.add(current)
             for node in self.nodes.get(current, []):
+                if id(node) in walked:
+                    continue
+                walked.add(id(node))
                 found.append(node)
                 for child, scope in _scoped(node, self.scope):
                     if isinstance(child, ast.Name) and child.id not in scope.hidden:
@@ -211,20 +241,21 @@ def _plain_python(source: str) -> str:
     return str(_transformer().transform_cell(source))
 
 
-def forbidden_calls(
-    cells: Sequence[str], exercise: str, forbids: Sequence[str], faulted: Collection[int] = ()
-) -> list[Finding]:
+def read(cells: Sequence[str], faulted: Collection[int] = ()) -> Reach:
+    """A notebook's code, read once for all its exercises; ``faulted`` are cells that did not run to their end."""
+    return Reach(cells, faulted)
+
+
+def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str]) -> list[Finding]:
     """What the exercise's code can reach of the forbidden names.
 
     Args:
-        cells: the notebook's code cells.
+        reach: the notebook's code (see :func:`read`).
         exercise: name of the function or class.
         forbids: dotted names (`torch.softmax`); one that starts with a dot is a method (`.softmax`).
-        faulted: indices of cells that did not run to their end.
     """
-    reach = _Reach(cells, faulted)
     wanted = [*forbids, *EVERYWHERE]
-    findings = []
+    findings = list(reach.everywhere)
     for root in reach.reachable(exercise):
         for node, scope in _scoped(root, reach.scope):
             for name in _library_names(node, scope, reach):
@@ -251,7 +282,7 @@ def _defaults(arguments: ast.arguments) -> list[tuple[ast.expr, ast.expr]]:
     return [(ast.Name(argument.arg, ast.Store()), default) for argument, default in given]
 
 
-def _library_names(node: ast.AST, scope: _Scope, reach: _Reach) -> Iterator[str]:
+def _library_names(node: ast.AST, scope: _Scope, reach: Reach) -> Iterator[str]:
     """Dotted names that one node stands for."""
     if isinstance(node, (ast.Attribute, ast.Name)):
         yield from _dotted(node, scope)

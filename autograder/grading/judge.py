@@ -12,7 +12,7 @@ import numpy as np
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
-from autograder.grading.forbidden import Finding, forbidden_calls
+from autograder.grading.forbidden import Finding, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
@@ -113,9 +113,10 @@ def judge_exercises(
 ) -> list[ExerciseResult]:
     """Judge these exercises of a running submission."""
     results: list[ExerciseResult] = []
+    code = read(cells, session.faults)
     for exercise in exercises:
         hidden = suite(exercise.slug)
-        findings = forbidden_calls(cells, exercise.name, exercise.forbids, session.faults)
+        findings = forbidden_calls(code, exercise.name, exercise.forbids)
         if findings:
             results.append(_forbidden(exercise, hidden, findings))
             continue

@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import gc
 import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from corpus import ADDITIVE, MARK, SCALED, Attack, load
+from corpus import ADDITIVE, MARK, SCALED, Archive, Attack, load
 
 from autograder import course
 from autograder.authoring.build import instructor_notebook
+from autograder.grading.collect import CollectError, find_submissions
 from autograder.grading.judge import judge_notebook
 from autograder.grading.result import SubmissionResult
 from autograder.grading.suite import suite
@@ -32,7 +34,7 @@ from autograder.sandbox.jail import NOBODY, Limits
 from autograder.sandbox.session import Session, warm_server
 from autograder.sandbox.student import Student
 
-ATTACKS = load()
+ATTACKS, ARCHIVES = load()
 SECRET = b"no attack may know this" * 2
 EVERY = 12  # after so many attacks, an honest submission is graded again
 TABLE = course.CHAPTERS / "appendix" / "data" / "attacks.yaml"
@@ -206,6 +208,27 @@ def test_attack(attack: Attack, watch: Watch) -> None:
         assert not [message for message in messages if attack.hides in message]
 
 
+@pytest.mark.parametrize("hostile", ARCHIVES, ids=lambda hostile: f"{hostile.theme}: {hostile.name}")
+def test_archive(hostile: Archive, watch: Watch, tmp_path: Path) -> None:
+    place = tmp_path / "class.zip"
+    place.write_bytes(hostile.data)
+    before = peak_memory()
+    with within(30), find_submissions([place], known=course.slugs()) as collected:
+        found = {submission.student: submission for submission in collected.submissions}
+        assert json.loads(found["s001"].read())["cells"] == []  # the honest one, and its own bytes
+        for student, submission in found.items():
+            assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", student)
+            assert submission.slug in course.slugs()
+            try:
+                assert len(submission.read()) < 100_000
+            except CollectError:
+                continue  # damaged: said when it is read
+        assert collected.problems or len(found) > 1 or not hostile.said
+        assert all(str(problem).isprintable() for problem in collected.problems)
+    assert (sandbox._peak_memory(os.getpid()) or 0) - before < 300 << 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class.zip"]
+
+
 def _limits(attack: Attack) -> Limits:
     return Limits(cpu_seconds=attack.cpu, address_space=sandbox.LIMITS.address_space, processes=16)
 
@@ -216,5 +239,8 @@ def test_honest_grades_and_the_world_are_as_before(watch: Watch) -> None:
 
 
 def test_the_book_shows_every_attack() -> None:
-    written = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    assert written == [{"name": one.name, "theme": one.theme, "tries": one.tries, "stopped": one.stopped} for one in ATTACKS]
+    rows = [
+        {"name": one.name, "theme": one.theme, "tries": one.tries, "stopped": one.stopped}
+        for one in (*ATTACKS, *ARCHIVES)
+    ]
+    assert yaml.safe_load(TABLE.read_text(encoding="utf-8")) == rows

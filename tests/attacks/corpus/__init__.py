@@ -109,7 +109,7 @@ def attack(
         memory: what the grader may gain while it judges.
         hides: words that must not come out in any message.
     """
-    chosen = {name: outcome for name in wrong.split()} if isinstance(wrong, str) else dict(wrong or {})
+    chosen = dict.fromkeys(wrong.split(), outcome) if isinstance(wrong, str) else dict(wrong or {})
     outcomes = {name: (one,) if isinstance(one, str) else tuple(one) for name, one in chosen.items()}
 
     def enter(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -133,6 +133,32 @@ def attack(
                 hides,
             )
         )
+        return function
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One hostile zip; the honest submission in it must be found, and nothing else of it may come out."""
+
+    name: str
+    theme: str
+    tries: str
+    stopped: str
+    data: bytes
+    said: bool  # whether a message must name what was left out
+
+
+ARCHIVES: list[Archive] = []
+
+
+def archive(*, tries: str, stopped: str, said: bool = True) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
+    """Enter a zip into the corpus, under its function's name."""
+
+    def enter(function: Callable[[], bytes]) -> Callable[[], bytes]:
+        theme = function.__module__.rpartition(".")[2]
+        ARCHIVES.append(Archive(function.__name__.replace("_", " "), theme, tries, stopped, function(), said))
         return function
 
     return enter
@@ -178,9 +204,9 @@ def raid(*cells: str, count: int) -> tuple[str, ...]:
     return (_PRELUDE, *cells, WRONG_MASK, WITNESS + _ONLY_EMPTY_HANDED.format(count=count))
 
 
-def load() -> list[Attack]:
+def load() -> tuple[list[Attack], list[Archive]]:
     """Every attack of the corpus."""
     if not ATTACKS:
         for module in pkgutil.iter_modules(__path__):
             importlib.import_module(f"{__name__}.{module.name}")
-    return ATTACKS
+    return ATTACKS, ARCHIVES

@@ -21,7 +21,9 @@ def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK) -> None:
 
     make.__name__ = name.replace(" ", "_")
     make.__module__ = __name__
-    attack(tries=tries, stopped=stopped, wrong="softmax", outcome="forbidden", full="bilinear_scores", slug=ADDITIVE)(make)
+    attack(tries=tries, stopped=stopped, wrong="softmax", outcome="forbidden", full="bilinear_scores", slug=ADDITIVE)(
+        make
+    )
 
 
 _T = "torch.from_numpy(scores)"
@@ -32,18 +34,38 @@ _enter(
     "from torch.nn import functional as tools\nfrom torch import softmax as helper\nagain = helper\n"
     + _softmax(f"return again({_T}, axis).numpy()"),
 )
-_enter("imports it inside the function", "Imports the function where it is used.", _softmax(f"from torch import special as s\nreturn s.softmax({_T}, axis).numpy()"))
-_enter("imports everything with a star", "Gets the function from a star import.", "from torch.nn.functional import *\n" + _softmax(f"return softmin(-{_T}, axis).numpy()"))
+_enter(
+    "imports it inside the function",
+    "Imports the function where it is used.",
+    _softmax(f"from torch import special as s\nreturn s.softmax({_T}, axis).numpy()"),
+)
+_enter(
+    "imports everything with a star",
+    "Gets the function from a star import.",
+    "from torch.nn.functional import *\n" + _softmax(f"return softmin(-{_T}, axis).numpy()"),
+)
 _enter("uses the method form", "Calls the method of a tensor.", _softmax(f"return {_T}.softmax(axis).numpy()"))
-_enter("gets the attribute by its name", "Uses getattr with the name as text.", _softmax(f"return getattr(torch, 'softmax')({_T}, axis).numpy()"))
+_enter(
+    "gets the attribute by its name",
+    "Uses getattr with the name as text.",
+    _softmax(f"return getattr(torch, 'softmax')({_T}, axis).numpy()"),
+)
 _enter(
     "puts the name together at run time",
     "Uses getattr with a name that is put together from pieces.",
     _softmax(f"return getattr(torch, 'soft' + 'max')({_T}, axis).numpy()"),
     stopped="getattr with a name that is not written out is ruled out.",
 )
-_enter("goes through torch ops", "Calls the operator below the function (torch.ops.aten).", _softmax(f"return torch.ops.aten.softmax.int({_T}, axis).numpy()"))
-_enter("goes through the private function", "Calls torch._softmax and torch._C.", _softmax(f"return torch._softmax({_T}, axis, False).numpy()"))
+_enter(
+    "goes through torch ops",
+    "Calls the operator below the function (torch.ops.aten).",
+    _softmax(f"return torch.ops.aten.softmax.int({_T}, axis).numpy()"),
+)
+_enter(
+    "goes through the private function",
+    "Calls torch._softmax and torch._C.",
+    _softmax(f"return torch._softmax({_T}, axis, False).numpy()"),
+)
 _enter(
     "takes a relative of it",
     "Takes the logarithm of softmax from the library and exponentiates it.",
@@ -54,21 +76,54 @@ _enter(
     "lets attention compute it",
     "Calls the library's attention with a query and identity matrices that make it return a softmax.",
     _softmax(
-        "t = torch.from_numpy(np.moveaxis(scores, axis, -1).copy())\nt, shape = t.reshape(-1, 1, t.shape[-1]), t.shape\n"
+        "t = torch.from_numpy(np.moveaxis(scores, axis, -1).copy())\n"
+        "t, shape = t.reshape(-1, 1, t.shape[-1]), t.shape\n"
         "eye = torch.eye(t.shape[-1], dtype=t.dtype).expand(len(t), -1, -1)\n"
         "out = torch.nn.functional.scaled_dot_product_attention(t, eye, eye, scale=1.0)\n"
         "return np.moveaxis(out.reshape(shape).numpy(), -1, axis)"
     ),
     stopped="The contract rules out the library that could compute it, not one name.",
 )
-_enter("wraps it with partial", "Wraps the function with functools.partial.", "import functools\nwrapped = functools.partial(torch.softmax)\n" + _softmax(f"return wrapped({_T}, axis).numpy()"))
-_enter("asks operator for the attribute", "Uses operator.attrgetter.", "import operator\nget = operator.attrgetter('softmax')\n" + _softmax(f"return get(torch)({_T}, axis).numpy()"))
-_enter("asks operator for the method", "Uses operator.methodcaller.", "import operator\n" + _softmax(f"return operator.methodcaller('softmax', axis)({_T}).numpy()"))
-_enter("looks into the module's dictionary", "Uses vars(torch) and torch.__dict__.", _softmax(f"return torch.__dict__['softmax']({_T}, axis).numpy()"))
-_enter("looks into globals", "Uses globals() to find the library.", _softmax(f"return globals()['torch'].softmax({_T}, axis).numpy()"))
-_enter("looks into the loaded modules", "Uses sys.modules.", "import sys\n" + _softmax(f"return sys.modules['torch'].softmax({_T}, axis).numpy()"))
-_enter("imports by a computed name", "Uses importlib and __import__.", "import importlib\n" + _softmax(f"return importlib.import_module('tor' + 'ch').softmax({_T}, axis).numpy()"))
-_enter("runs text", "Uses exec and eval on text that names the function.", _softmax(f"return eval('torch.soft' + 'max')({_T}, axis).numpy()"))
+_enter(
+    "wraps it with partial",
+    "Wraps the function with functools.partial.",
+    "import functools\nwrapped = functools.partial(torch.softmax)\n" + _softmax(f"return wrapped({_T}, axis).numpy()"),
+)
+_enter(
+    "asks operator for the attribute",
+    "Uses operator.attrgetter.",
+    "import operator\nget = operator.attrgetter('softmax')\n" + _softmax(f"return get(torch)({_T}, axis).numpy()"),
+)
+_enter(
+    "asks operator for the method",
+    "Uses operator.methodcaller.",
+    "import operator\n" + _softmax(f"return operator.methodcaller('softmax', axis)({_T}).numpy()"),
+)
+_enter(
+    "looks into the module's dictionary",
+    "Uses vars(torch) and torch.__dict__.",
+    _softmax(f"return torch.__dict__['softmax']({_T}, axis).numpy()"),
+)
+_enter(
+    "looks into globals",
+    "Uses globals() to find the library.",
+    _softmax(f"return globals()['torch'].softmax({_T}, axis).numpy()"),
+)
+_enter(
+    "looks into the loaded modules",
+    "Uses sys.modules.",
+    "import sys\n" + _softmax(f"return sys.modules['torch'].softmax({_T}, axis).numpy()"),
+)
+_enter(
+    "imports by a computed name",
+    "Uses importlib and __import__.",
+    "import importlib\n" + _softmax(f"return importlib.import_module('tor' + 'ch').softmax({_T}, axis).numpy()"),
+)
+_enter(
+    "runs text",
+    "Uses exec and eval on text that names the function.",
+    _softmax(f"return eval('torch.soft' + 'max')({_T}, axis).numpy()"),
+)
 _enter(
     "unpickles it",
     "Unpickles a reference to the function.",
@@ -78,7 +133,11 @@ _enter(
 _enter(
     "builds a function from code",
     "Builds a function from a code object of another one.",
-    "import types\n" + _softmax(f"code = (lambda t, a: torch.special.log_softmax(t, a).exp()).__code__\nreturn types.FunctionType(code, {{'torch': torch}})({_T}, axis).numpy()"),
+    "import types\n"
+    + _softmax(
+        f"code = (lambda t, a: torch.special.log_softmax(t, a).exp()).__code__\n"
+        f"return types.FunctionType(code, {{'torch': torch}})({_T}, axis).numpy()"
+    ),
 )
 _enter(
     "hangs it on numpy in another cell",
@@ -111,7 +170,9 @@ _enter(
 _enter(
     "hides the alias behind a later import",
     "Binds the library as a default, and gives its name to NumPy afterwards, in a function that nobody calls.",
-    "import torch as lib\n" + _softmax(f"return inner({_T}, axis)") + "def inner(t, axis, lib=lib):\n    return lib.softmax(t, axis).numpy()\n",
+    "import torch as lib\n"
+    + _softmax(f"return inner({_T}, axis)")
+    + "def inner(t, axis, lib=lib):\n    return lib.softmax(t, axis).numpy()\n",
     "def unused():\n    import numpy as lib\n    import numpy as torch\n",
 )
 _enter(
@@ -134,27 +195,31 @@ _enter(
 _enter(
     "writes a module and imports it",
     "Writes a file with the call to /tmp, and imports it.",
-    "import sys\nsys.path.append('/tmp')\nopen('/tmp/mine.py', 'w').write('import torch\\ndef work(s, a): return torch.softmax(s, a)')",
+    "import sys\nsys.path.append('/tmp')\n"
+    "open('/tmp/mine.py', 'w').write('import torch\\ndef work(s, a): return torch.softmax(s, a)')",
     "import mine\n" + _softmax(f"return mine.work({_T}, axis).numpy()"),
     stopped="An exercise may import libraries, not files that the notebook wrote.",
 )
 _enter(
     "borrows the grader's own import",
     "Takes the library from a module of the sandbox that has imported it.",
-    "from autograder.sandbox import workbench\n" + _softmax("t = workbench.torch\nreturn t.softmax(t.from_numpy(scores), axis).numpy()"),
+    "from autograder.sandbox import workbench\n"
+    + _softmax("t = workbench.torch\nreturn t.softmax(t.from_numpy(scores), axis).numpy()"),
     stopped="The sandbox's modules are ruled out everywhere.",
 )
 _enter(
     "transforms the text of its own cell",
     "An input transformer writes the forbidden name over a harmless one before the cell runs.",
-    "get_ipython().input_transformers_post.append(lambda lines: [line.replace('np.fine', 'torch.softmax') for line in lines])",
+    "get_ipython().input_transformers_post.append(\n"
+    "    lambda lines: [line.replace('np.fine', 'torch.softmax') for line in lines])",
     _softmax(f"return np.fine({_T}, axis).numpy()"),
-    stopped="A notebook that takes hold of its shell (get_ipython) breaks the contract wherever something is forbidden.",
+    stopped="A notebook that rewrites its own cells breaks the contract wherever something is forbidden.",
 )
 _enter(
     "uses a class as a detour",
     "Calls the function from __call__, __getattr__ or a property of a class.",
-    "class Detour:\n    def __getattr__(self, name):\n        return lambda s, a: getattr(torch, name)(torch.from_numpy(s), a).numpy()\n",
+    "class Detour:\n    def __getattr__(self, name):\n"
+    "        return lambda s, a: getattr(torch, name)(torch.from_numpy(s), a).numpy()\n",
     _softmax("return Detour().softmax(scores, axis)"),
 )
 _enter(
@@ -166,5 +231,8 @@ _enter(
 _enter(
     "replaces itself when first called",
     "The first call rebinds the exercise's name to the library's function.",
-    _softmax(f"global softmax\nsoftmax = lambda s, axis=-1: torch.softmax(torch.from_numpy(s), axis).numpy()\nreturn softmax(scores, axis)"),
+    _softmax(
+        "global softmax\nsoftmax = lambda s, axis=-1: torch.softmax(torch.from_numpy(s), axis).numpy()\n"
+        "return softmax(scores, axis)"
+    ),
 )

@@ -69,7 +69,11 @@ def loops_in_another_thread():
 
 @cost("Remembers the result of the first call, and returns it when the same call is measured.", _TWICE)
 def remembers_the_first_call():
-    return "SEEN = {}\n" + _lying(_LOOP, "key = (probs.tobytes(), upstream.tobytes())", "SEEN[key] if key in SEEN else SEEN.setdefault(key, _slow(probs, upstream))"), WITNESS
+    return "SEEN = {}\n" + _lying(
+        _LOOP,
+        "key = (probs.tobytes(), upstream.tobytes())",
+        "SEEN[key] if key in SEEN else SEEN.setdefault(key, _slow(probs, upstream))",
+    ), WITNESS
 
 
 @cost("Replaces the workbench's measurements by zeros.", _TWICE)
@@ -91,15 +95,26 @@ def stops_counting_memory():
     return "import tracemalloc\n" + _lying(_JACOBIAN, "tracemalloc.stop()", after="tracemalloc.start()"), WITNESS
 
 
-@cost("Holds a large block of memory beforehand and lets go of it in the call, so that the peak does not grow.", "The peak is compared with the size of the process before any cell ran, not before the call.")
+@cost(
+    "Holds a large block of memory beforehand and lets go of it in the call, so that the peak does not grow.",
+    "The peak is compared with the size of the process before any cell ran, not before the call.",
+)
 def inflates_itself_beforehand():
     return (
-        "import tracemalloc\nBALLOON = [np.ones(1 << 26)]\n" + _lying(_JACOBIAN, "tracemalloc.stop(); BALLOON.clear()", after="tracemalloc.start()"),
+        "import tracemalloc\nBALLOON = [np.ones(1 << 26)]\n"
+        + _lying(
+            _JACOBIAN,
+            "probs.size > 3000 and (tracemalloc.stop(), BALLOON.clear())",
+            after="tracemalloc.is_tracing() or tracemalloc.start()",
+        ),
         WITNESS,
     )
 
 
-@cost("Forks, does the wasteful work in the other process, and sends the result back through a pipe.", "While a call is measured, no process can be started; older ones are gone.")
+@cost(
+    "Forks, does the wasteful work in the other process, and sends the result back through a pipe.",
+    "While a call is measured, no process can be started; older ones are gone.",
+)
 def works_in_another_process():
     return (
         """
@@ -122,7 +137,10 @@ def elsewhere(probs, upstream):
     )
 
 
-@cost("Lets its first thread end while another goes on, so that the kernel shows no memory for the process.", "A call whose memory cannot be read is no answer.")
+@cost(
+    "Lets its first thread end while another goes on, so that the kernel shows no memory for the process.",
+    "A call whose memory cannot be read is no answer.",
+)
 def hides_its_memory_from_the_kernel():
     return (
         _JACOBIAN,

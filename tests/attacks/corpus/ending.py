@@ -6,7 +6,12 @@ _AGAIN = "A process that dies in a cell is replaced, without that cell; one that
 _DIES = "The submission is process 1 of its own pid namespace: when it dies, all that it started dies with it."
 
 
-@attack(tries="Ends the process with os._exit(0) in a cell, before anything is judged.", stopped=_AGAIN, wrong=None, full="causal_mask padding_mask")
+@attack(
+    tries="Ends the process with os._exit(0) in a cell, before anything is judged.",
+    stopped=_AGAIN,
+    wrong=None,
+    full="causal_mask padding_mask",
+)
 def exits_in_a_cell():
     return RIGHT_MASK, "import os\nos._exit(0)", "import sys\nsys.exit(0)", "quit()", "raise KeyboardInterrupt", WITNESS
 
@@ -32,7 +37,7 @@ def exits_in_every_call():
 
 
 @attack(
-    tries="Exits cleanly from inside a call, by SystemExit, by an atexit handler and by the interpreter's own finalisation.",
+    tries="Exits from inside a call, by SystemExit, an atexit handler and the C library's own exit.",
     stopped=_AGAIN,
     wrong="causal_mask effective_support softmax_jacobian",
     outcome="crashed",
@@ -94,7 +99,10 @@ def causal_mask(q_seq, kv_seq):
     )
 
 
-@attack(tries="Leaves a daemon behind (double fork, new session, signals ignored) that writes on after the grade.", stopped=_DIES)
+@attack(
+    tries="Leaves a daemon behind (double fork, new session, signals ignored) that writes on after the grade.",
+    stopped=_DIES,
+)
 def leaves_a_daemon_behind():
     return (
         f"""
@@ -119,7 +127,7 @@ os.wait()
 
 
 @attack(
-    tries="Threads that outlive their cell put the right function into the namespace in one moment and take it away in the next.",
+    tries="Threads that outlive their cell change the exercise's function while it is judged.",
     stopped="It is judged by what it returns; a value that is right some of the time fails some test.",
     outcome=("failed", "not_attempted", "crashed"),
     partial=True,

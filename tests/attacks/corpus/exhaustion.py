@@ -8,7 +8,13 @@ _SOURCE = "The text of a notebook is limited, and the source check takes time in
 _CELL_LOST = {"causal_mask": ("not_attempted", "failed", "timeout")}
 
 
-@attack(tries="A fork bomb in a cell.", stopped="A limit on processes; and what was forked dies with the submission.", cpu=5, full="", wrong=_CELL_LOST)
+@attack(
+    tries="A fork bomb in a cell.",
+    stopped="A limit on processes; and what was forked dies with the submission.",
+    cpu=5,
+    full="",
+    wrong=_CELL_LOST,
+)
 def forks_without_end():
     return WRONG_MASK, "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
 
@@ -52,14 +58,20 @@ def causal_mask(q_seq, kv_seq):
     )
 
 
-@attack(tries="Takes memory until there is none, in a cell.", stopped=_MEMORY, wrong=None, full="causal_mask padding_mask", cpu=12)
+@attack(
+    tries="Takes memory until there is none, in a cell.",
+    stopped=_MEMORY,
+    wrong=None,
+    full="causal_mask padding_mask",
+    cpu=12,
+)
 def takes_all_memory_in_a_cell():
     return RIGHT_MASK, "x = 'x' * (1 << 40)", "y = np.empty(1 << 44)", "z = [0] * (1 << 40)", WITNESS
 
 
 @attack(
     tries="Fills the disk: large files, sparse files, ten thousand small ones, files in memory.",
-    stopped="/tmp is 64 MiB of memory with a limit on files, a file has 16 MiB at most, and nothing else can be written.",
+    stopped="/tmp is 64 MiB of memory, a file has 16 MiB at most, and nothing else can be written.",
     cpu=12,
 )
 def fills_the_disk():
@@ -87,7 +99,10 @@ assert written <= 80 << 20 and made < 5000
     )
 
 
-@attack(tries="Prints gigabytes to both streams, to their descriptors, and from a call.", stopped="What a submission prints goes to /dev/null.")
+@attack(
+    tries="Prints gigabytes to both streams, to their descriptors, and from a call.",
+    stopped="What a submission prints goes to /dev/null.",
+)
 def floods_the_output():
     return (
         """
@@ -104,7 +119,13 @@ sys.stdout = open("/dev/stdout", "w") if os.path.exists("/dev/stdout") else sys.
     )
 
 
-@attack(tries="Loops for ever inside C, where no Python signal handler runs.", stopped=_TIME, outcome="timeout", cpu=2, full="")
+@attack(
+    tries="Loops for ever inside C, where no Python signal handler runs.",
+    stopped=_TIME,
+    outcome="timeout",
+    cpu=2,
+    full="",
+)
 def loops_in_c():
     return "import itertools\ndef causal_mask(q_seq, kv_seq):\n    return sum(itertools.repeat(1))\n"
 
@@ -202,7 +223,7 @@ def keeps_the_source_check_busy():
 
 
 @attack(
-    tries="A notebook in which one statement binds ten thousand names, so that a careless check reads it ten thousand times.",
+    tries="One statement binds thousands of names, so that a careless check reads it thousands of times.",
     stopped=_SOURCE,
     full="",
     wrong={"causal_mask": ("failed", "forbidden", "timeout", "invalid_notebook", "not_attempted")},
@@ -212,7 +233,10 @@ def keeps_the_source_check_busy():
 def makes_the_source_check_read_one_statement_again_and_again():
     block = "if True:\n" + "".join(f"    n{k} = 0\n" for k in range(6_000))
     use = ", ".join(f"n{k}" for k in range(6_000))
-    return block, f"def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)\n    return {use}\n"
+    return (
+        block,
+        f"def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)\n    return {use}\n",
+    )
 
 
 @attack(
@@ -237,15 +261,19 @@ def hands_in_megabytes_of_source():
     overall="invalid_notebook",
 )
 def hands_in_json_without_end():
-    return Submission(raw=b'{"nbformat": 4, "cells": ' + b"[" * 100_000 + b"]" * 100_000 + b', "x": ' + b"9" * 10_000 + b"}")
-
-
-@attack(tries="Opens and duplicates files until no descriptor is left.", stopped="A limit on open files; the socket of the grader is open already.")
-def opens_every_file():
-    return (
-        "import os\nkept = []\ntry:\n    while True:\n        kept.append(os.open('/dev/zero', 0))\nexcept OSError:\n    pass",
-        WRONG_MASK,
-        WITNESS,
+    return Submission(
+        raw=b'{"nbformat": 4, "cells": ' + b"[" * 100_000 + b"]" * 100_000 + b', "x": ' + b"9" * 10_000 + b"}"
     )
 
 
+@attack(
+    tries="Opens and duplicates files until no descriptor is left.",
+    stopped="A limit on open files; the socket of the grader is open already.",
+)
+def opens_every_file():
+    return (
+        "import os\nkept = []\ntry:\n    while True:\n"
+        "        kept.append(os.open('/dev/zero', 0))\nexcept OSError:\n    pass",
+        WRONG_MASK,
+        WITNESS,
+    )

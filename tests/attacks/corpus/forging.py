@@ -49,7 +49,7 @@ np.isnan = lambda x: np.zeros(np.shape(x), dtype=bool)
 
 
 @attack(
-    tries="Replaces the built-in functions that a comparison is made of: isinstance, abs, max, all, len, float, sorted.",
+    tries="Replaces the built-in functions that a comparison is made of: isinstance, abs, max, all, any, float.",
     stopped=_SPACE,
     full="",
     outcome=("failed", "crashed", "memory"),
@@ -284,7 +284,7 @@ def answer(self, request):
         return {"value": encode(None)}
     args, kwargs = decode(request["arguments"])
     shape = args if all(isinstance(a, int) for a in args) else getattr(args[0], "shape", (1,))
-    return {"value": encode(np.ones(shape, dtype=bool)), "outcome": "passed", "score": 99, "passed": True, "error_": None}
+    return {"value": encode(np.ones(shape, dtype=bool)), "outcome": "passed", "score": 99, "passed": True}
 workbench.Workbench.answer = answer
 """,
         "def causal_mask(q_seq, kv_seq): ...\ndef padding_mask(lengths, kv_seq): ...\n"
@@ -336,7 +336,7 @@ def causal_mask(q_seq, kv_seq):
 
 @attack(
     tries="Raises pytest's skip, xfail and exit, unittest's skip, the grader's own exceptions and a clean SystemExit.",
-    stopped="An exception crosses as the names of its built-in types; none of them means success or a fault of the grader.",
+    stopped="An exception crosses as names of built-in types; none means success or a fault of the grader.",
     wrong="causal_mask effective_support softmax_vjp softmax_jacobian cross_entropy_grad",
     outcome=("crashed", "not_attempted"),
 )
@@ -359,7 +359,7 @@ def cross_entropy_grad(logits, targets, label_smoothing=0.0): raise KeyboardInte
 
 
 @attack(
-    tries="Returns the right answer for the inputs of the visible checks and of the worked examples, nonsense otherwise.",
+    tries="Returns the right answers to the visible checks and worked examples by heart, nonsense otherwise.",
     stopped="Hidden inputs are drawn for each student from a secret; no shape and no number is known beforehand.",
     wrong="causal_mask effective_support",
 )
@@ -441,7 +441,7 @@ def writes_hidden_inputs_into_a_line_number():
 import sys
 workbench = sys.modules["autograder.sandbox.workbench"]
 def describe(error):
-    return {"type": "ValueError", "bases": ["ValueError"], "cell": 313370, "line": 313370012, "memory": False, "text": ""}
+    return {"type": "ValueError", "bases": ["ValueError"], "cell": 313370, "line": 313370012, "memory": 0}
 workbench.describe = describe
 def causal_mask(q_seq, kv_seq):
     raise ValueError

@@ -24,7 +24,10 @@ attempt("vsock", lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM))
     )
 
 
-@attack(tries="Listens and connects on unix sockets, by path and by abstract name, to meet another submission.", stopped=_FILTER)
+@attack(
+    tries="Listens and connects on unix sockets, by path and by abstract name, to meet another submission.",
+    stopped=_FILTER,
+)
 def meets_others_on_unix_sockets():
     return raid(
         f"""
@@ -42,7 +45,7 @@ attempt("listen on a pair", lambda: pair[0].listen() is None)
 
 
 @attack(
-    tries="Asks the kernel for more: namespaces, mounts, a new root, keyrings, io_uring, bpf, userfaultfd, capabilities.",
+    tries="Asks the kernel for more: namespaces, mounts, a new root, keyrings, io_uring, bpf, capabilities.",
     stopped="The system-call filter refuses them, and there are no capabilities to use them with.",
 )
 def asks_the_kernel_for_more():

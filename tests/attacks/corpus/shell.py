@@ -100,8 +100,7 @@ attempt("run", lambda: get_ipython().run_line_magic("run", "/etc/hostname"))
 
 
 @attack(
-    tries="Defines the exercises' names in the shell's hidden namespaces, in builtins and through __getattr__ tricks, to be "
-    "called in place of the functions of the notebook.",
+    tries="Defines the exercises' names in builtins and in the shell's hidden namespaces.",
     stopped="A name counts only if the notebook's own namespace holds it when the cells have run.",
     wrong={"causal_mask": "not_attempted"},
 )

@@ -52,11 +52,15 @@ for n in range(2, 12):
     )
 
 
-@attack(tries="Answers each question twice, the second time for the next one.", stopped=_ONLY_VALUES, outcome=_ANY, full="")
+@attack(
+    tries="Answers each question twice, the second time for the next one.", stopped=_ONLY_VALUES, outcome=_ANY, full=""
+)
 def answers_twice():
     return (
         WIRE,
-        WRONG_MASK.replace("    return", "    say(form({'value': coded(np.tri(q_seq, kv_seq, dtype=bool))}))\n    return"),
+        WRONG_MASK.replace(
+            "    return", "    say(form({'value': coded(np.tri(q_seq, kv_seq, dtype=bool))}))\n    return"
+        ),
     )
 
 
@@ -107,7 +111,11 @@ def race():
     outcome=_ANY,
 )
 def announces_an_endless_reply():
-    return WIRE, "def causal_mask(q, k):\n    say(struct.pack('<Q', 2**63 - 1) + b'x' * 4096)\n    os._exit(0)\n", WITNESS
+    return (
+        WIRE,
+        "def causal_mask(q, k):\n    say(struct.pack('<Q', 2**63 - 1) + b'x' * 4096)\n    os._exit(0)\n",
+        WITNESS,
+    )
 
 
 @attack(
@@ -130,7 +138,9 @@ def sends_a_bomb_of_empty_maps():
     return replying("b'\\x81\\xa5error' + b'\\xdd' + struct.pack('>I', 32 << 20) + b'\\x80' * (32 << 20)")
 
 
-@attack(tries="Sends a value nested a thousand and one, and a hundred thousand levels deep.", stopped=_CAPS, outcome=_ANY)
+@attack(
+    tries="Sends a value nested a thousand and one, and a hundred thousand levels deep.", stopped=_CAPS, outcome=_ANY
+)
 def sends_deep_nesting():
     return (
         WIRE,
@@ -158,8 +168,8 @@ def sends_malformed_frames():
     return (
         WIRE,
         """
-BAD = [b"", b"\\xc1", b"\\x93\\x01", b"\\xa3\\xff\\xfe\\xfd", b"\\xd4\\x05\\x00", b"\\xc7\\x0c\\xff" + b"\\x00" * 12, b"\\x90", b"\\x81",
-       b"\\x81\\x01\\x02", b"\\x81\\xa5value\\xcf" + b"\\xff" * 8, os.urandom(999)]
+BAD = [b"", b"\\xc1", b"\\x93\\x01", b"\\xa3\\xff\\xfe\\xfd", b"\\xd4\\x05\\x00", b"\\xc7\\x0c\\xff" + b"\\x00" * 12,
+       b"\\x90", b"\\x81", b"\\x81\\x01\\x02", b"\\x81\\xa5value\\xcf" + b"\\xff" * 8, os.urandom(999)]
 TURN = [int(time.time() * 1e3)]
 def causal_mask(q_seq, kv_seq):
     TURN[0] += 1
@@ -171,7 +181,7 @@ def causal_mask(q_seq, kv_seq):
 
 
 @attack(
-    tries="Sends NaN, infinity, negative and enormous numbers wherever the protocol expects a count, a shape or a line.",
+    tries="Sends NaN, infinity and enormous numbers where the protocol expects a count, a shape or a seed.",
     stopped="A field that is not what it should be makes the whole reply none.",
     outcome=_ANY,
     wrong="causal_mask effective_support softmax_jacobian cross_entropy_grad softmax_vjp",
@@ -185,7 +195,8 @@ def sends_nan_in_every_field():
         "softmax_vjp": "{'k': 'dtype', 'name': 'f8,' * 20000 + 'O', 'torch': float('nan')}",
     }
     functions = [
-        f"def {name}(*a, **k):\n    say(form({{'value': {{'tree': {node}, 'numpy': b'', 'torch': b''}}}}))\n    os._exit(0)"
+        f"def {name}(*a, **k):\n    say(form({{'value': {{'tree': {node}, 'numpy': b'', 'torch': b''}}}}))\n"
+        "    os._exit(0)"
         for name, node in nodes.items()
     ]
     return WIRE, "\n".join(functions), WITNESS
@@ -228,7 +239,7 @@ def effective_support(weights):
 
 
 @attack(
-    tries="Sends arrays of objects, of records and of text, a sparse and a quantised tensor, and numbers that are no truth.",
+    tries="Sends arrays of objects, records and text, sparse and quantised tensors, truth values that are 2.",
     stopped="Arrays hold real numbers or truth values; anything else is refused.",
     outcome=_ANY,
     wrong="causal_mask effective_support softmax_jacobian",
@@ -243,7 +254,8 @@ def tensors(dtype, shape, data):
     return struct.pack("<Q", len(head)) + head + data
 def causal_mask(q_seq, kv_seq):  # bytes of 2 as truth values
     tree = {"k": "numpy", "name": "0", "shape": [q_seq, kv_seq], "order": [0, 1], "gap": False}
-    say(form({"value": {"tree": tree, "numpy": tensors("BOOL", [q_seq, kv_seq], b"\\x02" * (q_seq * kv_seq)), "torch": b""}}))
+    data = tensors("BOOL", [q_seq, kv_seq], b"\\x02" * (q_seq * kv_seq))
+    say(form({"value": {"tree": tree, "numpy": data, "torch": b""}}))
     os._exit(0)
 def effective_support(weights):
     return np.array([object()] * 3), np.array(["a", "b"]), np.zeros(2, dtype=[("x", "f8")]), np.array([1j])
@@ -392,8 +404,7 @@ time.sleep(3)
 
 
 @attack(
-    tries="Reads the grader's questions from the socket before the workbench can, and answers some with errors that claim "
-    "to be the grader's own.",
+    tries="Answers with errors that claim to be the grader's own, or that are none.",
     stopped="An error is data: its words are looked up among the built-in exceptions, or left out.",
     outcome=_ANY,
     full="",
@@ -402,7 +413,8 @@ def answers_with_invented_errors():
     return (
         WIRE,
         """
-ERRORS = [None, 3, [], {}, {"bases": ["SandboxUnavailable", "GraderFault", "exec", 3, None, {}]}, {"bases": "ValueError"},
+ERRORS = [None, 3, [], {}, {"bases": ["SandboxUnavailable", "GraderFault", "exec", 3, None, {}]},
+          {"bases": "ValueError"},
           {"bases": ["NotImplementedError"] * 9, "memory": [], "line": "1e9", "cell": -1, "type": {"a": 1}, "text": 7}]
 def causal_mask(q_seq, kv_seq):
     say(form({"error": ERRORS[q_seq % len(ERRORS)]}))
