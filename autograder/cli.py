@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -31,15 +32,18 @@ Slugs = Annotated[list[str] | None, typer.Argument(metavar="[SLUG]…", help="Ch
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
 CORES = os.cpu_count() or 1
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line; known faults end in one message and exit code 1, Ctrl-C in 130."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer turns Ctrl-C into an exit of its own
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         errors.print("Stopped. Nothing that was done is lost; run the same command again to go on.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 @contextmanager
@@ -134,9 +138,10 @@ def check(
     from autograder.authoring.check import CheckReport
     from autograder.authoring.check import check as judge
 
-    slugs = _slugs(slug)
     report = CheckReport((), ("the check did not finish",), seeds)
+    slugs: list[str] = []
     try:
+        slugs = _slugs(slug)
         with _explained():
             total = sum(len(course.sheet(name).exercises) for name in slugs)
             with _progress("exercises", total) as step:
@@ -158,9 +163,10 @@ def check(
 
 
 def _check_table(report: Any) -> Table:
-    table = Table(
-        "exercise", "points", "reference", "alternatives", "stub", "mistakes", "degenerate", title="attn check"
-    )
+    table = Table(title="attn check", box=box.SIMPLE)
+    table.add_column("exercise", no_wrap=True)
+    for heading in ("points", "reference", "altern.", "stub", "mistakes", "degen."):
+        table.add_column(heading)
     for exercise in report.exercises:
         passed = sum(alternative["outcome"] == "passed" for alternative in exercise.alternatives)
         caught = sum(mistake["caught"] and mistake["named"] for mistake in exercise.mistakes)
@@ -170,7 +176,7 @@ def _check_table(report: Any) -> Table:
             f"{exercise.points:g}",
             exercise.reference,
             f"{passed}/{len(exercise.alternatives)}",
-            exercise.stub,
+            exercise.stub.replace("_", " "),
             f"{caught}/{len(exercise.mistakes)}",
             f"{max(exercise.degenerate.values(), default=0):g}",
         )
@@ -223,13 +229,13 @@ def _grade(
     from autograder.grading.run import GradeRun, Step
     from autograder.grading.run import grade as run_grading
 
-    for given in paths:
-        if not given.exists():
-            raise typer.BadParameter(f"{given} does not exist")
-    if assignment is not None:
-        _slugs([assignment])
     run = GradeRun()
     try:
+        for given in paths:
+            if not given.exists():
+                raise typer.BadParameter(f"{given} does not exist")
+        if assignment is not None:
+            _slugs([assignment])
         with _explained(), _progress("submissions", None) as step:
 
             def progress(latest: Step) -> None:
@@ -258,7 +264,11 @@ def _grade(
 
 
 def _grade_table(run: Any) -> Table:
-    table = Table("student", "assignment", "score", "outcome", "mistakes named", title="attn grade")
+    table = Table(title="attn grade", box=box.SIMPLE)
+    for heading in ("student", "assignment", "score"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("outcome")
+    table.add_column("mistakes named")
     for result in run.results[:60]:
         outcomes = [exercise.outcome for exercise in result.exercises]
         words = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
@@ -315,7 +325,7 @@ def doctor(json_file: JsonFile = None) -> None:
 
     findings = examine()
     _write_json(json_file, [finding.as_json() for finding in findings])
-    table = Table("what", "", "detail", title="attn doctor")
+    table = Table("what", "", "detail", title="attn doctor", box=box.SIMPLE)
     for finding in findings:
         mark = {"ok": "[green]works[/]", "missing": "[yellow]not here[/]", "broken": "[red]broken[/]"}[finding.state]
         table.add_row(finding.name, mark, finding.detail)

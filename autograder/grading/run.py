@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -202,11 +203,20 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[Callable[[], Exe
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         # Fresh processes: a fork would copy this one's threads' locks and its open gradebook.
-        pools.append(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-        return pools[-1]
+        # Ctrl-C is this process's to answer.
+        pool = ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
+        pools.append(pool)
+        return pool
 
     try:
         yield start
+    except BaseException:  # nobody waits for what the workers are in the middle of
+        for pool in pools:
+            for worker in list((pool._processes or {}).values()):
+                worker.terminate()
+        raise
     finally:
         for pool in pools:
             pool.shutdown(wait=True, cancel_futures=True)

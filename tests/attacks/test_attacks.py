@@ -166,7 +166,7 @@ def test_honest_work_has_full_marks_before_the_attacks(watch: Watch) -> None:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wall time is generous where machines are loaded; here nobody wants to wait for what only sleeps."""
-    for name, value in (("WALL_FACTOR", 3), ("WALL_GRACE", 8), ("DEAF_SECONDS", 5), ("HANG_UP_SECONDS", 1)):
+    for name, value in (("WALL_FACTOR", 2), ("WALL_GRACE", 4), ("DEAF_SECONDS", 2), ("HANG_UP_SECONDS", 1)):
         if hasattr(sandbox, name):
             monkeypatch.setattr(sandbox, name, value)
 

@@ -15,15 +15,22 @@ def _softmax(body: str) -> str:
     return f"def softmax(scores, axis=-1):\n{lines}"
 
 
-def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK) -> None:
+def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK, whole: bool = False) -> None:
+    """Enter a form; ``whole``: it takes the contract of every exercise with it."""
+
     def make() -> Submission:
         return road(*cells)
 
     make.__name__ = name.replace(" ", "_")
     make.__module__ = __name__
-    attack(tries=tries, stopped=stopped, wrong="softmax", outcome="forbidden", full="bilinear_scores", slug=ADDITIVE)(
-        make
-    )
+    attack(
+        tries=tries,
+        stopped=stopped,
+        wrong="softmax",
+        outcome="forbidden",
+        full="" if whole else "bilinear_scores",
+        slug=ADDITIVE,
+    )(make)
 
 
 _T = "torch.from_numpy(scores)"
@@ -191,6 +198,7 @@ _enter(
     "import sys\nsys.setrecursionlimit(1_000_000)",
     _softmax(f"return torch.softmax({_T}, axis).numpy()") + "deep = " + "+".join(["1"] * 4000) + "\n",
     stopped="A cell that runs and cannot be read counts as breaking the contract.",
+    whole=True,
 )
 _enter(
     "writes a module and imports it",
@@ -213,7 +221,8 @@ _enter(
     "get_ipython().input_transformers_post.append(\n"
     "    lambda lines: [line.replace('np.fine', 'torch.softmax') for line in lines])",
     _softmax(f"return np.fine({_T}, axis).numpy()"),
-    stopped="A notebook that rewrites its own cells breaks the contract wherever something is forbidden.",
+    stopped="A notebook that rewrites its own cells breaks the contract of every exercise.",
+    whole=True,
 )
 _enter(
     "uses a class as a detour",

@@ -42,7 +42,14 @@ def _lying(slow: str, before: str = "pass", call: str = "_slow(probs, upstream)"
 
 
 def cost(tries: str, stopped: str):
-    return attack(tries=tries, stopped=stopped, wrong="softmax_vjp", partial=True, full="softmax_jacobian", cpu=20)
+    return attack(
+        tries=tries,
+        stopped=stopped,
+        wrong={"softmax_vjp": ("failed", "crashed", "timeout", "memory")},
+        partial=True,
+        full="softmax_jacobian",
+        cpu=20,
+    )
 
 
 WITNESS = reference("softmax_jacobian", SCALED)

@@ -310,7 +310,10 @@ def causal_mask(q_seq, kv_seq):
     reply = form({"value": coded(np.ones((q_seq, kv_seq), dtype=bool))})
     null = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
     for byte in reply[:60]:
-        socket.send_fds(line, [bytes([byte])], null)
+        try:
+            socket.send_fds(line, [bytes([byte])], null)
+        except OSError:  # too many on their way
+            say(bytes([byte]))
     say(reply[60:])
     for number in null:
         os.close(number)
@@ -324,7 +327,7 @@ def causal_mask(q_seq, kv_seq):
     stopped="Limits are checked while messages come, not only while none comes.",
     full="",
     wrong={"causal_mask": ("failed", "not_attempted", "timeout", "crashed")},
-    cpu=3,
+    cpu=2,
     seconds=45,
 )
 def floods_with_small_messages():
@@ -356,7 +359,7 @@ def drips_bytes_for_ever():
         WIRE,
         """
 def causal_mask(q_seq, kv_seq):
-    say(struct.pack("<Q", 100 << 20))
+    say(struct.pack("<Q", 10 << 20))
     while True:
         say(b"x")
         time.sleep(0.004)
