@@ -26,11 +26,12 @@ from torch import nn
 
 
 def softmax(scores: Float[np.ndarray, "*shape"], axis: int = -1) -> Float[np.ndarray, "*shape"]:
-    """Weights that are positive and sum to one along `axis`: exp(s) / Σ exp(s), without overflow.
+    """Weights that are not negative and sum to one along `axis`: exp(s) / Σ exp(s), without overflow.
 
     Args:
-        scores: (*shape), finite numbers of any size; an entry may be −∞ (weight 0) if not all along the axis are.
-        axis: the axis along which the weights sum to one.
+        scores: (*shape), floats with at least one axis, from −10⁴ to 10⁴; an entry may be −∞ (weight 0) if not all
+            along the axis are.
+        axis: the axis along which the weights sum to one; it is not empty.
 
     Returns:
         (*shape), in the dtype of `scores`; `scores` itself is left as it was.
@@ -91,7 +92,8 @@ def bilinear_scores(
         w: (query_dim, key_dim).
 
     Returns:
-        (*batch, q_seq, kv_seq) raw scores, without any scale. Nothing larger than the inputs and the scores is formed.
+        (*batch, q_seq, kv_seq) raw scores, without any scale. Apart from the projected queries (or keys), nothing
+        larger than the inputs and the scores is formed.
 
     Source: Luong et al. (2015), section 3.1, the score called "general".
 
@@ -110,8 +112,8 @@ def attend(
     """The pair (context, weights): each row of scores becomes weights, each context is a weighted mean of values.
 
     Args:
-        scores: (*batch, q_seq, kv_seq), finite numbers of any size.
-        values: (*batch, kv_seq, v_dim).
+        scores: (*batch, q_seq, kv_seq), from −10⁴ to 10⁴, with kv_seq ≥ 1.
+        values: (*batch, kv_seq, v_dim), finite, in the dtype of `scores`.
         mask: broadcasts against `scores`; True = may attend. None: every query may read every key.
 
     Returns:
@@ -298,7 +300,7 @@ def steps_to_connect(distance: int, layer: str, kernel_size: int = 3, dilation: 
 
     Raises:
         ValueError: for another `layer`, a negative distance, and, where they are read, kernel_size < 2 or
-            dilation < 1.
+            dilation < 1; for distance 0 too.
 
     Source: Vaswani et al. (2017), section 4 and table 1 (maximum path length).
 

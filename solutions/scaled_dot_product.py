@@ -39,10 +39,11 @@ def scaled_dot_product_attention(
 
     Args:
         query: what is asked, (..., q_seq, head_dim).
-        key: what each position offers to be found by, (..., kv_seq, head_dim).
-        value: what each position hands over, (..., kv_seq, v_dim).
-        mask: True where a query may attend, broadcastable to (..., q_seq, kv_seq); a 3-D mask
-            (batch, q_seq, kv_seq) gains a head axis against 4-D scores, a 4-D mask passes as it is.
+        key: what each position offers to be found by, (..., kv_seq, head_dim), with the same leading axes.
+        value: what each position hands over, (..., kv_seq, v_dim), with the same leading axes.
+        mask: True where a query may attend, broadcastable to (..., q_seq, kv_seq). Against 4-D scores a 3-D mask
+            is always read as (batch, q_seq, kv_seq), never as (heads, ...), and gains a head axis; a 4-D mask
+            passes as it is.
         scale: factor on the scores; 1/√head_dim if None.
 
     Returns:
@@ -220,7 +221,7 @@ def attention_vjp(
 
     Returns:
         (query_grad, key_grad, value_grad), each in the shape and dtype of its input. What may not be attended
-        to gets gradient 0. Nothing larger than the weights is formed.
+        to gets gradient 0. No array has more than one q_seq × kv_seq per head; no Jacobian is formed.
 
     Source: Vaswani et al. 2017, §3.2.1, differentiated; the same steps as Dao et al. 2022 (FlashAttention), App. B.2.
 
@@ -244,7 +245,7 @@ def cross_entropy_grad(
     targets: Int[np.ndarray, "*batch"],
     label_smoothing: float = 0.0,
 ) -> Float[np.ndarray, "*batch classes"]:
-    """Gradient of the mean cross-entropy with respect to the logits: (p − y) / batch.
+    """Gradient of the mean cross-entropy with respect to the logits: (p − y) / number of rows.
 
     Args:
         logits: scores before the softmax, (..., classes).
@@ -253,7 +254,7 @@ def cross_entropy_grad(
             at every class.
 
     Returns:
-        Gradient (..., classes) in the dtype of the logits. `batch` is the number of rows over all leading axes.
+        Gradient (..., classes) in the dtype of the logits. The number of rows is counted over all leading axes.
 
     Source: Goodfellow, Bengio, Courville 2016, §6.2.2; smoothing: Szegedy et al. 2015, §7.
 

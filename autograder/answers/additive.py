@@ -374,6 +374,16 @@ edit(
 )
 
 
+edit(
+    "bilinear_scores",
+    "keys_of_the_first_example",
+    replace="keys.swapaxes(-1, -2)",
+    by="keys[(0,) * (keys.ndim - 2)].swapaxes(-1, -2)",
+    says="You use the keys of the first example for the whole batch.",
+    hint="Each example brings its own keys. What happens to the leading axes in your code?",
+)
+
+
 @mistake(
     "bilinear_scores",
     says="The values are right, but a Python loop visits the examples of the batch one by one.",
@@ -466,6 +476,27 @@ edit(
     by="softmax(scores) * mask",
     says="You set masked weights to 0 after the softmax, so the others no longer sum to one.",
     hint="The masked keys must already be missing from the sum in the denominator.",
+)
+edit(
+    "attend",
+    "renormalises_after_the_softmax",
+    replace="weights = softmax(np.where(mask, scores, lowest)) * mask",
+    by="""weights = softmax(scores) * mask
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / np.where(total > 0, total, 1)""",
+    says="You mask after the softmax and divide by the new sum; beside a far higher masked score nothing is left.",
+    hint="What remains of the allowed weights when the masked score lies 10⁴ above them? Mask before the softmax.",
+)
+edit(
+    "attend",
+    "pushes_masked_scores_down",
+    replace="weights = softmax(np.where(mask, scores, lowest)) * mask",
+    by="""lowered = np.where(mask, scores, scores - scores.dtype.type(1e4))
+    exponentials = np.exp(lowered - lowered.max(axis=-1, keepdims=True)) * mask
+    total = exponentials.sum(axis=-1, keepdims=True)
+    weights = exponentials / np.where(total > 0, total, 1)""",
+    says="You lower masked scores by a fixed amount; one that was far above the others stays above them.",
+    hint="A masked score of 10⁴ may stand beside allowed ones of −10⁴. Replace it; do not subtract from it.",
 )
 edit(
     "attend",
@@ -583,6 +614,14 @@ edit(
     by="torch.relu(",
     says="The hidden layer uses a rectifier instead of tanh.",
     hint="Which function stands in the formula?",
+)
+edit(
+    "AdditiveAttention",
+    "no_score",
+    replace="scores = self.score_proj(hidden).squeeze(-1)",
+    by="scores = 0 * self.score_proj(hidden).squeeze(-1)",
+    says="Your weights are equal for all real keys: the score has no influence on them.",
+    hint="Which of your lines carries vᵀ tanh(W_q q + W_k k) into the softmax?",
 )
 edit(
     "AdditiveAttention",
@@ -883,6 +922,14 @@ edit(
 )
 edit(
     "hard_alignment",
+    "same_length_for_all",
+    replace="np.asarray(lengths)[..., None]",
+    by="np.max(lengths)",
+    says="You use one length for the whole batch, the longest, so shorter examples count their padding.",
+    hint="Each example has its own length. Which axis does `lengths` need to stand against the rows?",
+)
+edit(
+    "hard_alignment",
     "empty_rows_aligned",
     replace="aligned = weights.max(axis=-1) > 0",
     by="aligned = weights.max(axis=-1) >= 0",
@@ -1059,6 +1106,14 @@ edit(
     by="return 1",
     says="At distance 0 the signal is already there: no layer is needed, also with attention.",
     hint="What should every kind of layer answer for distance 0?",
+)
+edit(
+    "steps_to_connect",
+    "distance_zero_before_the_checks",
+    replace="    growth = dilation if",
+    by="    if distance == 0:\n        return 0\n    growth = dilation if",
+    says="At distance 0 you answer before you check the arguments; a kernel below 2 is refused there too.",
+    hint="Which comes first in the contract, the check of the arguments or the count?",
 )
 edit(
     "steps_to_connect",

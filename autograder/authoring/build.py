@@ -130,7 +130,8 @@ def _exercise_cells(exercise: Exercise, definition: Definition, given: dict[str,
         elif cell.kind == "solution":
             yield _code(marked(definition), exercise.id, solution=True)
         elif cell.kind == "checks":
-            yield _code(cell.source, f"{exercise.id}-tests", locked=True, points=exercise.points)
+            said = f'print("All visible checks of {exercise.name} pass.")'  # silence would leave a student in doubt
+            yield _code(f"{cell.source}\n{said}", f"{exercise.id}-tests", locked=True, points=exercise.points)
 
 
 def _headline(exercise: Exercise, prose: str) -> str:
@@ -140,7 +141,8 @@ def _headline(exercise: Exercise, prose: str) -> str:
     if exercise.forbids:
         lines.append(f"Not allowed here: {', '.join(f'`{name}`' for name in exercise.forbids)}.")
     if exercise.uses:
-        lines.append(f"May call {', '.join(f'`{name}`' for name in exercise.uses)} from above.")
+        called = ", ".join(f"`{name}`" for name in exercise.uses)
+        lines.append(f"May call {called} from above; the grader runs it with yours.")
     return f"{heading}\n\n" + "\n\n".join(lines) + f"\n{rest}"
 
 

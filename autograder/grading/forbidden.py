@@ -97,6 +97,7 @@ class Reach:
         self.scope = _Scope(defaultdict(set))
         self.stars: list[str] = []
         self.everywhere: list[Finding] = []
+        self.patches: list[ast.AST] = []
         for index, source in enumerate(cells):
             try:
                 tree = ast.parse(_plain_python(source))
@@ -109,6 +110,9 @@ class Reach:
                 self._import(node)
                 if isinstance(node, ast.Attribute) and node.attr in REWRITERS:
                     self.everywhere.append(Finding(node.attr, node.lineno))
+            for statement in tree.body:  # a write into a library concerns every exercise of the notebook
+                if any(self._writes_into_a_library(node) for node in ast.walk(statement)):
+                    self.patches.append(statement)
             for statement in tree.body:
                 self._binding(statement, index in faulted)
 
@@ -124,6 +128,13 @@ class Reach:
                     self.stars.append(node.module)
                 else:
                     aliases[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+
+    def _writes_into_a_library(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            return _root(node) in self.scope.aliases
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr" and node.args:
+            return _root(node.args[0]) in self.scope.aliases
+        return False
 
     def _binding(self, node: ast.stmt, faulted: bool) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -257,12 +268,18 @@ def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str]) -> list
     wanted = [*forbids, *EVERYWHERE]
     findings = list(reach.everywhere)
     for root in reach.reachable(exercise):
-        for node, scope in _scoped(root, reach.scope):
-            for name in _library_names(node, scope, reach):
-                hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
-                if hit is not None:
-                    findings.append(Finding(hit, getattr(node, "lineno", 0)))
+        findings += _findings(root, wanted, reach)
+    for statement in reach.patches:
+        findings += _findings(statement, forbids, reach)
     return findings
+
+
+def _findings(root: ast.AST, wanted: Sequence[str], reach: Reach) -> Iterator[Finding]:
+    for node, scope in _scoped(root, reach.scope):
+        for name in _library_names(node, scope, reach):
+            hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
+            if hit is not None:
+                yield Finding(hit, getattr(node, "lineno", 0))
 
 
 def _matches(name: str, forbid: str) -> bool:

@@ -335,12 +335,17 @@ def test_attend_rows_with_nothing_to_attend_to(student, rng):
     "attend", kind="edge", weight=1, hint="Is the number that you put at masked positions low enough for any score?"
 )
 def test_attend_with_scores_of_ten_thousand(student, rng):
-    """Rows at +10⁴ and at −10⁴, masked and not, give the same weights as rows near 0."""
+    """Rows at +10⁴ and at −10⁴ give the weights of rows near 0, also with the masked scores at the other end."""
     near, values, mask = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 6, 4)), random_mask(rng, 2, 3, 6)
     for level in (1e4, -1e4):
         expected = attend_by_loops(near + level, values, mask)
         _, weights = same_pair(student.attend(near + level, values, mask), expected, f"at a level of {level:g}")
         require((weights[~mask] == 0).all(), "A masked weight should be exactly 0, also when all scores are very low.")
+    for level in (1e4, -1e4):
+        apart = np.where(mask, near + level, -level)
+        expected = attend_by_loops(apart, values, mask)
+        _, weights = same_pair(student.attend(apart, values, mask), expected, f"at {level:g}, masked at {-level:g}")
+        require((weights[~mask] == 0).all(), "A masked weight should be exactly 0, however high the masked score.")
 
 
 @hidden("attend", kind="edge", weight=1, hint="What is the dtype of the mask, of the low number, of the product?")
@@ -849,6 +854,8 @@ def test_steps_refuse_what_cannot_be(student, rng):
     for layer in ("cnn", "dilated_cnn"):
         raises(ValueError, student, "steps_to_connect", distance, layer, kernel_size=1)
     raises(ValueError, student, "steps_to_connect", distance, "dilated_cnn", dilation=0)
+    for layer in ("cnn", "dilated_cnn"):
+        raises(ValueError, student, "steps_to_connect", 0, layer, kernel_size=1)
     same_count(student.steps_to_connect(distance, "rnn", kernel_size=0, dilation=0), distance, what="rnn steps")
     same_count(student.steps_to_connect(distance, "attention", kernel_size=0, dilation=0), 1, what="attention layers")
     same_count(student.steps_to_connect(distance, "cnn", kernel_size=distance + 1, dilation=0), 1, what="cnn layers")

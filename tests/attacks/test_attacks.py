@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -176,13 +177,22 @@ def peak_memory() -> int:
     return sandbox._peak_memory(os.getpid()) or 0
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.theme}: {attack.name}")
+# Attacks that still earn points. They are listed in the book as open, and a cure makes this test say so.
+OPEN = {"replaces the measurements"}
+
+
+def _case(attack: Attack) -> Any:
+    marks = [pytest.mark.xfail(strict=True, reason="known to earn the points of a cost gate")] * (attack.name in OPEN)
+    return pytest.param(attack, id=f"{attack.theme}: {attack.name}", marks=marks)
+
+
+@pytest.mark.parametrize("attack", [_case(attack) for attack in ATTACKS])
 def test_attack(attack: Attack, watch: Watch) -> None:
     gc.collect()
     before = peak_memory()
     try:
         with within(attack.seconds):
-            result = judge_notebook(attack.data, attack.slug, "mallory", secret=SECRET, limits=_limits(attack))
+            result = judge_notebook(attack.data, attack.slug, "s900", secret=SECRET, limits=_limits(attack))
     except Hung as hung:
         suite.cache_clear()  # a suite that was interrupted cannot go on
         pytest.fail(str(hung))

@@ -10,7 +10,9 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
   sizes of errors in messages tell a little more. Hidden numbers are the student's own, so nobody else learns from it.
 - Whether source code reaches a forbidden function cannot be decided for all programs. The check follows names, not
   values: a call put together at run time (from a container, a computed string, a file that was written and imported)
-  is found only where the road to it is itself ruled out. A person who reads the notebook sees it at once.
+  is found only where the road to it is itself ruled out. A person who reads the notebook sees it at once. The attacks
+  that go into the sandbox's own modules hide behind `builtins` where they can, so that the other walls are tried too;
+  the test therefore takes "forbidden" for an answer everywhere.
 - A gate on cost that counts inside the process can be lied to. The reading from outside is coarse: it catches waste
   that is many times the limit. A tuned lie can win the share of points of a cost gate, never those of a value test.
 - The kernel is trusted. A hole in it that one of the allowed system calls reaches is a hole in the jail.

@@ -83,7 +83,7 @@ def remembers_the_first_call():
     ), WITNESS
 
 
-@cost("Replaces the workbench's measurements by zeros.", _TWICE)
+@cost("Replaces the workbench's measurements by zeros.", "Open: a count of steps has no reading from outside yet.")
 def replaces_the_measurements():
     return (
         _LOOP,

@@ -8,8 +8,10 @@ _VALUES = "Only plain numbers, text and arrays cross the border, and the compari
 
 @attack(
     tries="Replaces every function of torch.testing, numpy.testing, pytest and unittest by one that agrees.",
-    stopped=_SPACE,
-    full="padding_mask",
+    stopped="Writing into a library that the exercises rule out is found in the source, for all of them.",
+    wrong="causal_mask padding_mask",
+    outcome="forbidden",
+    full="",
 )
 def patches_the_comparing_libraries():
     return (

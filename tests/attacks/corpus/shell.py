@@ -7,7 +7,7 @@ _ASIDE = "Once the cells have run, the shell is asked for nothing; the workbench
 
 @attack(
     tries="An input transformer turns every later cell into `pass`, hidden tests among them.",
-    stopped="No hidden test is a cell, and a notebook that rewrites its own cells breaks the contract of every exercise.",
+    stopped="No hidden test is a cell; and who rewrites its own cells breaks the contract of every exercise.",
     wrong={"padding_mask": "not_attempted", "causal_mask": "forbidden"},
     full="",
 )
