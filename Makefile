@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$name >/dev/null 2>&1 && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
+# Threads that spin while they wait slow a machine of few cores down by a multiple.
+export OMP_WAIT_POLICY := PASSIVE
 STAMP := .venv/.complete
 step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
