@@ -54,7 +54,7 @@ demo: env  ## grade the sample class
 	$(BIN)/attn demo
 
 check: env  ## the author's judge
-	$(call step,References, alternatives, stubs and named mistakes)
+	$(call step,The hidden suites judged: right answers and named mistakes)
 	$(BIN)/attn check --json _build/check.json
 
 lint: env  ## format, style, types

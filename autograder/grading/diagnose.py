@@ -9,19 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from autograder.answers import Answer, shelf
 from autograder.course import Exercise
-from autograder.grading.suite import Run, own_seed, suite
+from autograder.grading.suite import Run, Verdict, own_seed, suite
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
-
-if TYPE_CHECKING:
-    from autograder.grading.judge import Verdict
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, np.dtype("float32"): 1e-4, np.dtype("float16"): 1e-2}
 

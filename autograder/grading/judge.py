@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from autograder.grading.forbidden import Finding, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
-from autograder.grading.suite import HiddenTest, Run, Suite, own_seed, seed_of, suite
+from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, own_seed, seed_of, suite
 from autograder.sandbox.errors import SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.session import CellFault, Session
@@ -24,17 +23,6 @@ from autograder.sandbox.student import Journal, Student
 from autograder.suites.kit import Wrong
 
 Seeds = Callable[[str], int]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One test's run, with all that the search for a named mistake needs."""
-
-    test: HiddenTest
-    outcome: str
-    message: str
-    run: Run | None
-    journal: Journal
 
 
 def judge_notebook(

@@ -19,7 +19,7 @@ from _pytest.config import _prepareconfig
 from _pytest.main import Session
 from _pytest.runner import runtestprotocol
 
-from autograder.sandbox.student import Student
+from autograder.sandbox.student import Journal, Student
 from autograder.suites.kit import Gauge, Mark, gauging
 
 SUITES = Path(__file__).resolve().parent.parent / "suites"
@@ -46,6 +46,17 @@ class Run:
     error: BaseException | None
     gauges: tuple[Gauge, ...]
     in_setup: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One test's run, with all that the search for a named mistake needs."""
+
+    test: HiddenTest
+    outcome: str
+    message: str
+    run: Run | None
+    journal: Journal
 
 
 class Seat:
