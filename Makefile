@@ -24,9 +24,10 @@ $(STAMP): requirements.txt pyproject.toml
 	$(call step,Environment (a few minutes on the first run))
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) lacks venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	@# The jail's user must be able to read the libraries, whatever the mask of whoever installs them.
+	umask 022; $(PYTHON) -m venv .venv
+	umask 022; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
+	umask 022; $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
 
 # What tests need beside Python. Installed where that is possible (Debian or Ubuntu, as root), named where it is not.

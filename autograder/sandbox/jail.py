@@ -249,6 +249,7 @@ def _change_root(readable: Sequence[Path], tmp_bytes: int) -> None:
         for file in files:
             os.mknod(file)
         os.symlink("/tmp", f"{ROOT}/dev/shm")  # so that shared memory counts as /tmp
+        in_tmp = [(source, target) for source, target in binds if target.startswith(f"{ROOT}/tmp/".encode())]
         for source, target in binds:
             _mount(source, target, None, _MS_BIND | _MS_REC)
         _make_read_only(ROOT)
@@ -256,6 +257,10 @@ def _change_root(readable: Sequence[Path], tmp_bytes: int) -> None:
             _mount(device.encode(), f"{ROOT}{device}".encode(), None, _MS_BIND)
         writable = b"mode=1777,size=%d,nr_inodes=4k" % tmp_bytes
         _mount(b"tmpfs", f"{ROOT}/tmp".encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, writable)
+        for source, target in in_tmp:  # a course that lies below /tmp itself: its libraries come back to where they were
+            os.makedirs(target)
+            _mount(source, target, None, _MS_BIND | _MS_REC)
+            _make_read_only(target.decode())
         os.chdir(ROOT)
         # The old root comes to lie upon the new one, under the same name; then it is taken off.
         _libc("pivot_root", b".", b".")
