@@ -257,7 +257,7 @@ def _change_root(readable: Sequence[Path], tmp_bytes: int) -> None:
             _mount(device.encode(), f"{ROOT}{device}".encode(), None, _MS_BIND)
         writable = b"mode=1777,size=%d,nr_inodes=4k" % tmp_bytes
         _mount(b"tmpfs", f"{ROOT}/tmp".encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, writable)
-        for source, target in in_tmp:  # a course that lies below /tmp itself: its libraries come back to where they were
+        for source, target in in_tmp:  # libraries of a course that lies below /tmp itself come back to their place
             os.makedirs(target)
             _mount(source, target, None, _MS_BIND | _MS_REC)
             _make_read_only(target.decode())
