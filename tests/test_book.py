@@ -39,7 +39,7 @@ FLAGS = [
     "--no-first-run",
 ]
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("book")]
+pytestmark = pytest.mark.browser
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="Chromium is missing: `make system`, or `apt-get install chromium`"
 )
