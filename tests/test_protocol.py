@@ -284,7 +284,7 @@ MALFORMED = {
     "a dtype that is a module": message({"k": "dtype", "name": "nn", "torch": True}),
     "a dtype that is none": message({"k": "dtype", "name": "no such", "torch": False}),
     "a handle without a number": message({"k": "handle", "number": "x", "type": ""}),
-    "a generator without a seed": message({"k": "generator", "library": "numpy"}),
+    "a generator without a seed": message({"k": "generator", "framework": "numpy"}),
 }  # fmt: skip
 
 
@@ -336,7 +336,7 @@ def test_a_frame_with_wrong_bytes_is_a_value_or_a_protocol_error(changes, shorte
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=3) | st.binary(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        ["k", "items", "name", "shape", "order", "gap", "torch", "numpy", "number", "seed", "library", "type"]
+        ["k", "items", "name", "shape", "order", "gap", "torch", "numpy", "number", "seed", "framework", "type"]
     ), inner | st.sampled_from(["list", "dict", "numpy", "torch", "dtype", "handle", "generator", "0"]), max_size=6),
     max_leaves=10,
 )  # fmt: skip

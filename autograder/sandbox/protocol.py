@@ -46,10 +46,10 @@ class Handle:
 
 @dataclass(frozen=True)
 class Generator:
-    """A source of random numbers, made anew from its seed on the other side; ``library`` is "numpy" or "torch"."""
+    """A source of random numbers, made anew from its seed on the other side; ``framework`` is "numpy" or "torch"."""
 
     seed: int
-    library: str = "torch"
+    framework: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Encoder:
         if isinstance(value, Handle):
             return {"k": "handle", "number": value.number, "type": value.type_name}
         if isinstance(value, Generator):
-            return {"k": "generator", "seed": value.seed, "library": value.library}
+            return {"k": "generator", "seed": value.seed, "framework": value.framework}
         return self.other(value)
 
     def _array(self, value: np.ndarray | np.generic) -> Any:
@@ -274,7 +274,7 @@ class _Decoder:
                 else self._handles[node["number"]]
             )
         if kind == "generator":
-            spec = Generator(int(node["seed"]), str(node["library"]))
+            spec = Generator(int(node["seed"]), str(node["framework"]))
             return _make_generator(spec) if self._generators else spec
         if kind == "opaque":
             return Opaque(str(node["type"])[:80])
@@ -322,6 +322,6 @@ def _plain(array: Any) -> bool:
 
 
 def _make_generator(spec: Generator) -> Any:
-    if spec.library == "numpy":
+    if spec.framework == "numpy":
         return np.random.default_rng(spec.seed)
     return torch.Generator().manual_seed(spec.seed)
