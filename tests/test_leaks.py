@@ -159,3 +159,10 @@ def test_a_wrong_source_leaves_the_last_release_in_place(copied, monkeypatch):
         release([SLUG, "no_such_chapter"], folder)
     assert (folder / "release.json").read_text() == before
     assert (folder / SLUG / "exercises.ipynb").is_file()
+
+
+def test_the_built_book_is_clean():
+    pages = course.BUILD / "html"
+    if not (pages / "index.html").is_file():
+        pytest.skip("the book is not built; `attn book` builds it")
+    assert leak_problems(course.slugs(), [pages]) == []
