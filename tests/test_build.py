@@ -253,7 +253,7 @@ def test_headlines_say_the_terms_and_hints_are_folded(notebook):
     text = "\n".join(c.source for c in notebook[1].cells if c.cell_type == "markdown")
     assert "## The area\n\n`area` · **2.5 points** · about 5 minutes · warm-up\n\nNot allowed here: `math.pi`." in text
     assert "**1 point** ·" in text
-    assert "May call `area`, `one_line` from above." in text
+    assert "May call `area`, `one_line` from above; the grader runs it with yours." in text
     assert text.count("<details>") == text.count("</details>") == 12
     assert "<summary>Hint 2 of 3</summary>\n\nThink on,\nand *on*.\n\n</details>" in text
     assert "\n1. Think" not in text

@@ -155,9 +155,9 @@ class Reach:
                     if owner is not None:
                         self.nodes[owner].append(node)
 
-    def reachable(self, name: str) -> list[ast.AST]:
-        """Every top-level statement that the name leads to."""
-        seen: set[str] = set()
+    def reachable(self, name: str, judged: Collection[str] = ()) -> list[ast.AST]:
+        """Every top-level statement that the name leads to, but not by way of the names in ``judged``."""
+        seen: set[str] = set(judged)
         walked: set[int] = set()
         found: list[ast.AST] = []
         queue = [name]
@@ -257,17 +257,18 @@ def read(cells: Sequence[str], faulted: Collection[int] = ()) -> Reach:
     return Reach(cells, faulted)
 
 
-def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str]) -> list[Finding]:
+def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str], judged: Collection[str] = ()) -> list[Finding]:
     """What the exercise's code can reach of the forbidden names.
 
     Args:
         reach: the notebook's code (see :func:`read`).
         exercise: name of the function or class.
         forbids: dotted names (`torch.softmax`); one that starts with a dot is a method (`.softmax`).
+        judged: other exercises that it may call and that answer for themselves.
     """
     wanted = [*forbids, *EVERYWHERE]
     findings = list(reach.everywhere)
-    for root in reach.reachable(exercise):
+    for root in reach.reachable(exercise, judged):
         findings += _findings(root, wanted, reach)
     for statement in reach.patches:
         findings += _findings(statement, forbids, reach)

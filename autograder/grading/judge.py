@@ -104,13 +104,19 @@ def judge_exercises(
     code = read(cells, session.faults)
     for exercise in exercises:
         hidden = suite(exercise.slug)
-        findings = forbidden_calls(code, exercise.name, exercise.forbids)
+        findings = forbidden_calls(code, exercise.name, exercise.forbids, _judged_alike(exercise))
         if findings:
             results.append(_forbidden(exercise, hidden, findings))
             continue
         verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, seeds)
         results.append(score(exercise, verdicts, seeds, session, cells, results))
     return results
+
+
+def _judged_alike(exercise: Exercise) -> list[str]:
+    """Exercises that this one may call and that rule out at least as much: a forbidden call costs theirs alone."""
+    others = course.sheet(exercise.slug).exercises
+    return [o.name for o in others if o.name in exercise.uses and set(o.forbids) >= set(exercise.forbids)]
 
 
 def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seeds: Seeds) -> list[Verdict]:
