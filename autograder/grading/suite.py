@@ -110,6 +110,8 @@ class Suite:
             "-p",
             "no:faulthandler",
         ]
+        # What the garbage collector finds while a test runs is nobody's answer.
+        arguments += ["-p", "no:unraisableexception", "-p", "no:threadexception"]
         config = _prepareconfig(arguments)
         config.pluginmanager.register(self._seat, "attn-seat")
         config._do_configure()

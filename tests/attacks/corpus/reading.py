@@ -243,7 +243,7 @@ attempt("files", lambda: [f for f in ("/tmp", "/dev/shm", "/var/tmp", sys.prefix
                           if os.path.exists(f + "/{MARK}-note")])
 attempt("memory", lambda: hasattr(builtins, "friend") or hasattr(sys, "note_for_a_friend"))
 attempt("modules", lambda: hasattr(numpy, "note_for_a_friend") or hasattr(autograder.sandbox.child, "note"))
-attempt("leftovers", lambda: os.listdir("/tmp"))
+attempt("leftovers", lambda: [f for f in os.listdir("/tmp") if not os.path.isdir("/tmp/" + f)])
 """,
         count=4,
     )
