@@ -143,7 +143,9 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
         # Where other programs share the cores, idle threads of torch that spin make a lesson ten times slower.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
-    process = subprocess.Popen(
+    problems: list[Problem] = []
+    tail: list[str] = []
+    with subprocess.Popen(
         command,
         cwd=root,
         env=environment,
@@ -151,28 +153,25 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
-    )
-    problems: list[Problem] = []
-    tail: list[str] = []
-    try:
-        for line in _lines(process):
-            tail = [*tail[-199:], line]
-            if step := STEP.match(line):
-                report(f"{step[2]:>3} % {VERBS[step[1]]} {step[3]}")
-            elif match := PROBLEM.match(line):
-                problems.append(Problem(_place(match["place"], root), match["text"]))
-            elif len(tail) > 1 and STOPPED.match(tail[-2]):
-                problems.append(Problem("the build", line))
-            elif problems and line.startswith(("  ", "\t")) and len(problems[-1].text) < 2000:
-                # What follows a problem, indented, belongs to it.
-                problems[-1] = Problem(problems[-1].place, f"{problems[-1].text}\n{line}")
-            elif "Executing notebook" in line:
-                report(f"      running {_place(line.split(':')[0], root)}")
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+    ) as process:
+        try:
+            for line in _lines(process):
+                tail = [*tail[-199:], line]
+                if step := STEP.match(line):
+                    report(f"{step[2]:>3} % {VERBS[step[1]]} {step[3]}")
+                elif match := PROBLEM.match(line):
+                    problems.append(Problem(_place(match["place"], root), match["text"]))
+                elif len(tail) > 1 and STOPPED.match(tail[-2]):
+                    problems.append(Problem("the build", line))
+                elif problems and line.startswith(("  ", "\t")) and len(problems[-1].text) < 2000:
+                    # What follows a problem, indented, belongs to it.
+                    problems[-1] = Problem(problems[-1].place, f"{problems[-1].text}\n{line}")
+                elif "Executing notebook" in line:
+                    report(f"      running {_place(line.split(':')[0], root)}")
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
     return problems, tail, code
 
 

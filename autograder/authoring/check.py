@@ -20,9 +20,9 @@ from autograder import course
 from autograder.answers import Answer, shelf
 from autograder.authoring.build import build, instructor_notebook
 from autograder.course import Exercise
-from autograder.grading.judge import judge_exercises, run_tests
+from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
-from autograder.grading.suite import seed_of, suite
+from autograder.grading.suite import Verdict, seed_of, suite
 from autograder.sandbox.session import Session
 
 MARGIN = 2.0
@@ -199,39 +199,58 @@ def _cells_with(exercise: Exercise, source: str) -> list[str]:
 
 def _right(exercise: Exercise, label: str, source: str, seeds: int, found: ExerciseCheck) -> str:
     cells = _cells_with(exercise, source)
-    hidden = suite(exercise.slug)
     outcome = "passed"
-    with Session(cells) as session:
-        for seed in range(seeds):
-            verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, _seeds(exercise.slug, seed))
-            for verdict in verdicts:
-                if verdict.outcome != "passed":
-                    outcome = verdict.outcome
-                    detail = verdict.message or (repr(verdict.run.error) if verdict.run else "")
-                    found.problems.append(f"{label} fails {verdict.test.name} at seed {seed}: {detail}")
-                for gauge in verdict.run.gauges if verdict.run and outcome == "passed" else ():
-                    if gauge.ratio * MARGIN > 1:
-                        found.problems.append(
-                            f"{label} passes {verdict.test.name} by too little at seed {seed}: "
-                            f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
-                        )
+    for seed, verdicts, result in _runs(exercise, cells, seeds):
+        if result.outcome == "forbidden":
+            found.problems.append(f"{label} is ruled out: {result.message}")
+            return "forbidden"
+        for verdict in verdicts:
+            if verdict.outcome != "passed":
+                outcome = verdict.outcome
+                detail = verdict.message or (repr(verdict.run.error) if verdict.run else "")
+                found.problems.append(f"{label} fails {verdict.test.name} at seed {seed}: {detail}")
+            for gauge in verdict.run.gauges if verdict.run and outcome == "passed" else ():
+                if gauge.ratio * MARGIN > 1:
+                    found.problems.append(
+                        f"{label} passes {verdict.test.name} by too little at seed {seed}: "
+                        f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
+                    )
     return outcome
 
 
 def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck) -> dict[str, Any]:
     caught = named = True
-    cells = _cells_with(exercise, answer.source)
-    with Session(cells) as session:
-        for seed in range(seeds):
-            result = judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
-            if result.outcome == "passed":
-                caught = False
-                found.problems.append(f"mistake {answer.name} passes at seed {seed}")
-            elif result.mistake != answer.name and result.outcome != "forbidden":
-                named = False
-                tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
-                found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
+    for seed, verdicts, result in _runs(exercise, _cells_with(exercise, answer.source), seeds):
+        if result.outcome == "passed":
+            caught = False
+            found.problems.append(f"mistake {answer.name} passes at seed {seed}")
+        elif result.mistake != answer.name:
+            named = False
+            tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
+            found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
+        for verdict in verdicts:
+            for gauge in verdict.run.gauges if verdict.run and verdict.outcome == "failed" else ():
+                if 1 < gauge.ratio < MARGIN:
+                    found.problems.append(
+                        f"mistake {answer.name} fails {verdict.test.name} by too little at seed {seed}: "
+                        f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
+                    )
     return {"name": answer.name, "caught": caught, "named": named}
+
+
+def _runs(
+    exercise: Exercise, cells: Sequence[str], seeds: int
+) -> Iterator[tuple[int, Sequence[Verdict], ExerciseResult]]:
+    """One answer judged as a student's is, seed by seed, with what each test saw."""
+    hidden = suite(exercise.slug)
+    with Session(cells) as session:
+        if (ruled_out := forbidden_result(exercise, cells, session)) is not None:
+            yield 0, (), ruled_out
+            return
+        for seed in range(seeds):
+            numbers = _seeds(exercise.slug, seed)
+            verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, numbers)
+            yield seed, verdicts, score(exercise, verdicts, numbers, session, cells, [])
 
 
 def _stub(exercise: Exercise, found: ExerciseCheck) -> str:

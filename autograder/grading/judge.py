@@ -11,7 +11,7 @@ import numpy as np
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
-from autograder.grading.forbidden import Finding, forbidden_calls, read
+from autograder.grading.forbidden import Finding, Reach, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
@@ -103,14 +103,30 @@ def judge_exercises(
     results: list[ExerciseResult] = []
     code = read(cells, session.faults)
     for exercise in exercises:
-        hidden = suite(exercise.slug)
-        findings = forbidden_calls(code, exercise.name, exercise.forbids, _judged_alike(exercise))
-        if findings:
-            results.append(_forbidden(exercise, hidden, findings))
+        ruled_out = forbidden_result(exercise, cells, session, code)
+        if ruled_out is not None:
+            results.append(ruled_out)
             continue
+        hidden = suite(exercise.slug)
         verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, seeds)
         results.append(score(exercise, verdicts, seeds, session, cells, results))
     return results
+
+
+def forbidden_result(
+    exercise: Exercise, cells: Sequence[str], session: Session, code: Reach | None = None
+) -> ExerciseResult | None:
+    """The result of an exercise whose code reaches what its contract rules out, or None.
+
+    Args:
+        exercise: the exercise.
+        cells: the notebook's code cells.
+        session: in which they ran.
+        code: the cells as the source check reads them, where that was done already.
+    """
+    code = code or read(cells, session.faults)
+    findings = forbidden_calls(code, exercise.name, exercise.forbids, _judged_alike(exercise))
+    return _forbidden(exercise, suite(exercise.slug), findings) if findings else None
 
 
 def _judged_alike(exercise: Exercise) -> list[str]:
