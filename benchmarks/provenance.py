@@ -57,7 +57,10 @@ def _gpu():
 
 
 def provenance():
-    """Facts that a reader needs to judge or repeat a measurement; JSON-ready, no names or paths of this machine."""
+    """Facts that a reader needs to judge or repeat a measurement; JSON-ready, no names or paths of this machine.
+
+    Where the tree lies without its history, the environment's COMMIT says which commit it is.
+    """
     gpu = _gpu()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     commit = _output("git", "rev-parse", "HEAD")
@@ -67,7 +70,7 @@ def provenance():
         "system": platform.system(),
         "gpu": gpu,
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in ("torch", "triton", "numpy")},
-        "commit": commit,
+        "commit": commit or os.environ.get("COMMIT"),
         "uncommitted_changes": bool(_output("git", "status", "--porcelain")) if commit else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *map(_portable, sys.argv)]),
