@@ -20,6 +20,7 @@ import gc
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -477,16 +478,19 @@ def correct(name, seq, sizes, device, dtype):
 
 
 def measure(name, seq, sizes, device, dtype, patience):
-    """Peak memory of one call, then the time of further ones: median, least and most of about `patience` seconds."""
+    """Peak memory of one call, then the time of further ones: median, least and most of about `patience` seconds.
+
+    `cpu_ms` is the processor time of all threads of this process: on a busy machine the steadier figure.
+    """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     prepare = MECHANISMS[name].prepare
 
     def clock(call):
         wait()
-        begin = time.perf_counter()
+        begin, work = time.perf_counter(), time.process_time()
         call()
         wait()
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, time.process_time() - work
 
     clock(prepare(Setting(2 * sizes.window, sizes, device, dtype))[0])  # loads libraries, starts threads
     setting = Setting(seq, sizes, device, dtype)
@@ -494,10 +498,11 @@ def measure(name, seq, sizes, device, dtype, patience):
         call, _ = prepare(setting)
         first = clock(call)
     times = [first]
-    if first < 10 * patience:
+    if first[0] < 10 * patience:
         second = clock(call)  # the first of its size may have set things up
-        times = [second, *(clock(call) for _ in range(min(29, max(1, int(patience / second)))))]
-    return {"ms": 1e3 * statistics.median(times), "ms_min": 1e3 * min(times), "ms_max": 1e3 * max(times),
+        times = [second, *(clock(call) for _ in range(min(29, max(1, int(patience / second[0])))))]
+    wall, work = ([1e3 * seconds for seconds in column] for column in zip(*times, strict=True))
+    return {"ms": statistics.median(wall), "ms_min": min(wall), "ms_max": max(wall), "cpu_ms": statistics.median(work),
             "repeats": len(times), "peak_bytes": memory.bytes}  # fmt: skip
 
 
@@ -615,16 +620,16 @@ def summary(report):
         for a, b in list(pairwise(points))[-1:]:
             time_growth, memory_growth = (
                 math.log(max(b[key], 1e-9) / max(a[key], 1e-9)) / math.log(b["seq"] / a["seq"])
-                for key in ("ms", "peak_bytes")
+                for key in ("ms_min", "peak_bytes")
             )
             report.add("growth", mechanism=name, dtype=dtype, seq=[a["seq"], b["seq"]], time_exponent=time_growth,
                        memory_exponent=memory_growth)  # fmt: skip
         for yardstick in ("naive", "sdpa", "sdpa_causal"):
-            other = {p["seq"]: p["ms"] for p in rows.get((yardstick, dtype), [])}
+            other = {p["seq"]: p["ms_min"] for p in rows.get((yardstick, dtype), [])}
             faster = None
             for p in points:
                 if p["seq"] in other:
-                    faster = None if p["ms"] >= other[p["seq"]] else faster or p["seq"]
+                    faster = None if p["ms_min"] >= other[p["seq"]] else faster or p["seq"]
             if name != yardstick and other:
                 report.add("crossovers", mechanism=name, dtype=dtype, over=yardstick, faster_from=faster)
 
@@ -653,7 +658,7 @@ def main():
     }
     report = Report(
         arguments.json, device=device, tiny=tiny, threads=torch.get_num_threads(), batch=1, sizes=vars(sizes),
-        lengths=lengths, limits=limits, float32_matmul=torch.get_float32_matmul_precision(),
+        lengths=lengths, limits=limits, load_average=os.getloadavg()[0], float32_matmul=torch.get_float32_matmul_precision(),
     )  # fmt: skip
     report.save()
     report.say(f"{report.data['provenance']['machine']}, torch {torch.__version__}, on {device}")
