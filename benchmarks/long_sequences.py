@@ -619,7 +619,7 @@ def summary(report):
     for (name, dtype), points in rows.items():
         for a, b in list(pairwise(points))[-1:]:
             time_growth, memory_growth = (
-                math.log(max(b[key], 1e-9) / max(a[key], 1e-9)) / math.log(b["seq"] / a["seq"])
+                math.log(b[key] / a[key]) / math.log(b["seq"] / a["seq"]) if a[key] and b[key] else None
                 for key in ("ms_min", "peak_bytes")
             )
             report.add("growth", mechanism=name, dtype=dtype, seq=[a["seq"], b["seq"]], time_exponent=time_growth,
@@ -658,7 +658,8 @@ def main():
     }
     report = Report(
         arguments.json, device=device, tiny=tiny, threads=torch.get_num_threads(), batch=1, sizes=vars(sizes),
-        lengths=lengths, limits=limits, load_average=os.getloadavg()[0], float32_matmul=torch.get_float32_matmul_precision(),
+        lengths=lengths, limits=limits, load_average=os.getloadavg()[0],
+        float32_matmul=torch.get_float32_matmul_precision(),
     )  # fmt: skip
     report.save()
     report.say(f"{report.data['provenance']['machine']}, torch {torch.__version__}, on {device}")
