@@ -189,10 +189,12 @@ def banded(s):
 @mechanism("sparse", causal=True)
 def block_local(s):
     """The own block and the one before, causal."""
-    at = torch.arange(s.seq, device=s.device)
-    near = at[:, None] // s.sizes.local_block - at // s.sizes.local_block <= 1
-    call = partial(sparse.chunked_block_local_attention, *s.qkv, s.sizes.local_block, True)
-    return call, lambda: s.dense(near & s.causal())
+
+    def definition():
+        block = torch.arange(s.seq, device=s.device) // s.sizes.local_block
+        return s.dense((block[:, None] - block <= 1) & s.causal())
+
+    return partial(sparse.chunked_block_local_attention, *s.qkv, s.sizes.local_block, True), definition
 
 
 @mechanism("sparse")
@@ -278,8 +280,11 @@ def routing(s):
 @mechanism("linear")
 def linear_attention(s):
     """elu + 1, every key."""
-    q, k = (F.elu(x.double()) + 1 for x in (s.q, s.k))
-    return partial(linear.linear_attention, *s.qkv), lambda: s.weighted(q, k, causal=False)
+
+    def definition():
+        return s.weighted(*(F.elu(x.double()) + 1 for x in (s.q, s.k)), causal=False)
+
+    return partial(linear.linear_attention, *s.qkv), definition
 
 
 def _mapped(s):
