@@ -106,7 +106,7 @@ LEFT_OUT = {
         ["inherited files"],
     ),
     "capabilities": (
-        "from autograder.sandbox import jail; jail._drop_capabilities = lambda: None",
+        "from autograder.sandbox import jail; jail.drop_capabilities = lambda: None",
         ["capabilities"],
     ),
     "pid namespace": (

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from autograder.sandbox import client
 from autograder.sandbox import session as sessions
 from autograder.sandbox.errors import (
     Crashed,
@@ -646,9 +647,9 @@ def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
 
 
 def test_a_server_that_dies_is_nobodys_grade_and_the_next_submission_gets_a_new_one(monkeypatch):
-    monkeypatch.setattr(sessions, "_warm", None)
-    server = sessions.warm_server()
-    assert sessions.warm_server() is server
+    monkeypatch.setattr(client, "_servers", {})
+    server = client.server()
+    assert client.server() is server
     assert server.alive
     with pytest.raises(SandboxUnavailable), Session(["def f():\n    return 7"], SMALL) as session:
         server._process.kill()
@@ -661,4 +662,4 @@ def test_a_server_that_dies_is_nobodys_grade_and_the_next_submission_gets_a_new_
     with Session(["def f():\n    return 7"], SMALL) as session:
         session.allow(20)
         assert Student(session).f() == 7
-    sessions.warm_server().close()
+    client.server().close()

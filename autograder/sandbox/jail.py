@@ -25,6 +25,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,9 +70,13 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one submission may use. CPU time and memory are counted for each of its processes."""
+    """What one submission may use.
 
-    cpu_seconds: float = 60
+    The kernel holds each process to the CPU time and the memory; the grader, which reads them from outside, holds all
+    processes of a submission together to the same numbers.
+    """
+
+    cpu_seconds: float = 60  # from the moment at which the walls stand
     address_space: int = 6 << 30  # growth over the size at entry: torch alone maps a size that differs by machine
     processes: int = 32  # threads count
     open_files: int = 64
@@ -109,7 +114,7 @@ def become_keeper(also: Collection[str] = ()) -> None:
         else:
             uid, gid = os.geteuid(), os.getegid()
             _libc("unshare", _NEWUSER)
-            _map_ids(_open_proc(), f"{uid} {uid} 1", f"{gid} {gid} 1")
+            map_ids(open_proc(), f"{uid} {uid} 1", f"{gid} {gid} 1")
     with _wall("pid namespace"):
         _libc("unshare", _NEWPID)  # for the next fork: the keeper
         alive, watchman = os.pipe()
@@ -133,7 +138,7 @@ def fork_jailed(limits: Limits, keep_fds: Iterable[int], readable: Sequence[Path
     raised, and dies of SIGKILL at its limit of CPU time: what it was is in the status and usage of ``os.wait4``.
     """
     keep = _checked(keep_fds)
-    _layout(tuple(readable))  # worked out here, once, rather than in every child
+    layout(tuple(readable))  # worked out here, once, rather than in every child
     reader, writer = os.pipe()
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     pid = -1
@@ -187,17 +192,29 @@ def enter(limits: Limits, keep_fds: Iterable[int], readable: Sequence[Path]) -> 
     The order is forced: mounting needs the keeper's capabilities, becoming nobody gives them up, and the filter
     comes last because it refuses the calls that the other walls are built with.
     """
-    proc = _open_proc()
+    proc = open_proc()
     size = int(os.read(os.open("statm", os.O_RDONLY, dir_fd=proc), 100).split()[0]) * resource.getpagesize()
     with _wall("namespaces"):
         os.setsid()  # no controlling terminal to push input into
         _libc("unshare", NAMESPACES)
     _change_root(readable, limits.tmp_bytes)
     _become_nobody(proc)
+    confine(limits, keep_fds, readable, size)
+
+
+def confine(limits: Limits, keep_fds: Iterable[int], readable: Sequence[Path], size: int) -> None:
+    """Build the walls that need no privilege, in a process that is nobody in a root and namespaces of its own.
+
+    Args:
+        limits: what it may use from now on.
+        keep_fds: the descriptors that stay open.
+        readable: what its root holds.
+        size: bytes that it has mapped by now.
+    """
     _close_all_but(list(keep_fds))
     _check_readable(readable)
     _set_limits(limits, size)
-    _drop_capabilities()
+    drop_capabilities()
     with _wall("system-call filter"):
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         seccomp.install()
@@ -215,8 +232,12 @@ def libraries() -> tuple[Path, ...]:
 
 
 @functools.cache
-def _layout(readable: tuple[Path, ...]) -> tuple[list[str], list[str], list[tuple[bytes, bytes]]]:
-    """Return the directories and empty files that a root needs, and what is bound onto which of them."""
+def layout(readable: tuple[Path, ...]) -> tuple[list[str], list[str], list[tuple[bytes, bytes]]]:
+    """Return the directories and empty files that a root needs, and what is bound onto which of them.
+
+    Raises:
+        JailError: one of them would show the course.
+    """
     sources = {path: path.resolve() for path in readable}
     for path, source in sources.items():
         inside = source.is_relative_to(COURSE) and not source.is_relative_to(Path(sys.prefix).resolve())
@@ -239,7 +260,7 @@ def _change_root(readable: Sequence[Path], tmp_bytes: int) -> None:
     interpreter's file, which an ordinary user who grades may own; and some containers allow no such mount, so a
     submission could behave differently there.
     """
-    directories, files, binds = _layout(tuple(readable))
+    directories, files, binds = layout(tuple(readable))
     with _wall("private root"):
         _mount(None, b"/", None, _MS_REC | _MS_PRIVATE)  # nothing done here is seen outside
         _mount(b"tmpfs", ROOT.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755,size=1m,nr_inodes=1k")
@@ -278,8 +299,14 @@ def _become_nobody(proc: int) -> None:
         uid, gid = os.geteuid(), os.getegid()
         _libc("unshare", _NEWUSER)
         _prctl(_PR_SET_DUMPABLE, 1)  # else the files below belong to root
-        _map_ids(proc, f"{STUDENT} {uid} 1", f"{STUDENT} {gid} 1")
-        _write(proc, "oom_score_adj", "1000")  # when the machine runs out of memory, a submission goes first
+        map_ids(proc, f"{STUDENT} {uid} 1", f"{STUDENT} {gid} 1")
+        write(proc, "oom_score_adj", "1000")  # when the machine runs out of memory, a submission goes first
+
+
+def enter_user_namespace() -> None:
+    """Move into a user namespace of its own, in which nobody exists until somebody outside says so."""
+    with _wall("user namespace"):
+        _libc("unshare", _NEWUSER)
 
 
 def _close_all_but(keep: list[int]) -> None:
@@ -297,7 +324,7 @@ def _set_limits(limits: Limits, size: int) -> None:
     """Set hard limits, which nobody inside can raise. The soft ones are the same: a pid 1 ignores the soft signal."""
     with _wall("limits"):
         for kind, amount in (
-            (resource.RLIMIT_CPU, math.ceil(limits.cpu_seconds)),
+            (resource.RLIMIT_CPU, math.ceil(time.process_time() + limits.cpu_seconds)),
             (resource.RLIMIT_AS, size + limits.address_space),
             (resource.RLIMIT_NPROC, limits.processes),
             (resource.RLIMIT_NOFILE, limits.open_files),
@@ -309,16 +336,22 @@ def _set_limits(limits: Limits, size: int) -> None:
             resource.setrlimit(kind, (allowed, allowed))
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
     """Give up every capability, and the bounding set that could bring one back."""
     with _wall("capabilities"):
-        capability = 0
-        while _C.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # negative: this kernel knows no more
-            _prctl(_PR_CAPBSET_DROP, capability)
-            capability += 1
+        drop_bounding_set()
         _prctl(_PR_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
         none = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, in two words each
         _libc("capset", (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), none)
+
+
+def drop_bounding_set() -> None:
+    """Empty the set of capabilities that a program could bring back."""
+    capability = 0
+    while (held := _C.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0:  # negative: this kernel knows no more
+        if held:
+            _prctl(_PR_CAPBSET_DROP, capability)
+        capability += 1
 
 
 # Small tools
@@ -362,14 +395,14 @@ def _enter_namespace_of_all_users() -> None:
                 "unprivileged user", f"root of this container cannot become {kind} {NOBODY}, which it lacks"
             )
     os.setgroups([])  # supplementary groups would outlive the change of user
-    keeper = _open_proc(str(os.getpid()))
+    keeper = open_proc(str(os.getpid()))
     inside, go = os.pipe()
     helper = os.fork()
     if helper == 0:
         try:
             os.close(go)
             if os.read(inside, 1):
-                _map_ids(keeper, *maps)
+                map_ids(keeper, *maps)
             os._exit(0)
         except OSError as error:
             os._exit(error.errno or 1)
@@ -386,12 +419,13 @@ def _enter_namespace_of_all_users() -> None:
         raise OSError(failure, os.strerror(failure))
 
 
-def _open_proc(process: str = "self") -> int:
+def open_proc(process: str = "self") -> int:
     """Return a handle on a process's directory in /proc, which stays good when /proc itself goes out of reach."""
     return os.open(f"/proc/{process}", os.O_PATH | os.O_DIRECTORY)
 
 
-def _write(proc: int, name: str, text: str) -> None:
+def write(proc: int, name: str, text: str) -> None:
+    """Write a setting of the process whose directory in /proc this is."""
     descriptor = os.open(name, os.O_WRONLY, dir_fd=proc)
     try:
         os.write(descriptor, text.encode())
@@ -399,10 +433,11 @@ def _write(proc: int, name: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _map_ids(proc: int, users: str, groups: str) -> None:
-    _write(proc, "setgroups", "deny")  # the kernel asks for this before an ordinary user may map groups
-    _write(proc, "uid_map", users)
-    _write(proc, "gid_map", groups)
+def map_ids(proc: int, users: str, groups: str) -> None:
+    """Say which users and groups exist in a process's new user namespace, in the kernel's own form."""
+    write(proc, "setgroups", "deny")  # the kernel asks for this before an ordinary user may map groups
+    write(proc, "uid_map", users)
+    write(proc, "gid_map", groups)
 
 
 def _mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, options: bytes | None = None) -> None:

@@ -27,7 +27,7 @@ _REFUSED = {
         socket 41 198  connect 42 203  bind 49 200  listen 50 201  accept 43 202  accept4 288 242
         setsockopt 54 208""",
     "keep secrets or memory in the kernel, where no limit counts them": """
-        keyctl 250 219  add_key 248 217  request_key 249 218  memfd_secret 447 447
+        memfd_create 319 279  keyctl 250 219  add_key 248 217  request_key 249 218  memfd_secret 447 447
         shmget 29 194  shmat 30 196  shmctl 31 195  semget 64 190  semctl 66 191  msgget 68 186  msgctl 71 187
         mq_open 240 180""",
     "use the parts of the kernel that most escapes went through": """

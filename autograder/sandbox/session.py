@@ -7,29 +7,23 @@ bad cell costs its own exercises and no others.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
-import struct
-import subprocess
-import sys
-import tempfile
 import time
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import msgpack
-
+from autograder.sandbox import outside
+from autograder.sandbox.client import Child, Server
+from autograder.sandbox.client import server as jail_server
 from autograder.sandbox.errors import Crashed, OutOfMemory, SandboxUnavailable, StudentError, TimedOut
-from autograder.sandbox.jail import ENVIRONMENT, Limits
+from autograder.sandbox.jail import Limits
 from autograder.sandbox.protocol import MAX_REPLY, Closed, ProtocolError, builtin_bases, receive, send
+from autograder.sandbox.student import Reading
 
 LIMITS = Limits(cpu_seconds=60, address_space=3 << 30, processes=16)
 CELL_SECONDS = 20.0
@@ -37,135 +31,7 @@ DEAF_SECONDS = 60.0  # for a process to take what it is sent
 WALL_FACTOR, WALL_GRACE = 6.0, 20.0  # code that sleeps uses no CPU time; a loaded machine must not change a grade
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Child:
-    """A jailed process: its number in the keeper's pid namespace and in ours, and our end of its socket."""
-
-    inner_pid: int
-    pid: int
-    connection: socket.socket
-
-
-def _sender(connection: socket.socket) -> int:
-    """The child's process number as we see it. The kernel vouches for it, and no student code has run yet."""
-    credentials = struct.Struct("3i")
-    connection.settimeout(30)
-    try:
-        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(credentials.size))
-        pid = next(credentials.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
-    except (OSError, StopIteration):
-        raise SandboxUnavailable("a jailed process did not say hello") from None
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-    return int(pid)
-
-
-class WarmServer:
-    """The client's side of the fork server; one per grading process."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._home = tempfile.TemporaryDirectory(prefix="attn-warm-")
-        # The keeper accepts this environment and no other: what it was started with, every child could read.
-        environment = {**ENVIRONMENT, "MPLCONFIGDIR": str(_font_cache()), "IPYTHONDIR": self._home.name}
-        self._log = Path(self._home.name) / "log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-W", "ignore", "-m", "autograder.sandbox.server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        theirs.close()
-        self._lost = False
-        self._control = ours
-        self._control.settimeout(120)
-        self._expect_ready()
-
-    def _expect_ready(self) -> None:
-        try:
-            ready = self._control.recv(64)
-        except OSError:
-            ready = b""
-        if ready != b"ready":
-            text = self._log.read_text(errors="replace")[-800:]
-            self.close()
-            raise SandboxUnavailable(f"the sandbox's server did not start; `attn doctor` says why.\n{text}")
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs and has answered every request so far."""
-        return not self._lost and self._process.poll() is None
-
-    def spawn(self, limits: Limits) -> Child:
-        """Fork a jailed child."""
-        ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        with theirs:
-            reply = self._ask({"op": "fork", "limits": asdict(limits)}, theirs.fileno())
-        if "pid" not in reply:
-            ours.close()
-            raise SandboxUnavailable(f"no jail could be built: {reply.get('error')}; `attn doctor` says more")
-        return Child(int(reply["pid"]), _sender(ours), ours)
-
-    def end(self, pid: int, kill: bool) -> int:
-        """Reap a child, killed first if asked; its wait status."""
-        return int(self._ask({"op": "end", "pid": pid, "kill": kill})["status"])
-
-    def _ask(self, request: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
-        ancillary = []
-        if descriptor is not None:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))]
-        try:
-            self._control.sendmsg([msgpack.packb(request)], ancillary)
-            reply = self._control.recv(1 << 16)
-        except OSError as error:
-            self._lost = True
-            raise SandboxUnavailable(f"the sandbox's server stopped answering: {error}") from None
-        if not reply:
-            self._lost = True
-            raise SandboxUnavailable("the sandbox's server is gone")
-        return dict(msgpack.unpackb(reply))
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._control.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._home.cleanup()
-
-
-def _font_cache() -> Path:
-    """Where matplotlib keeps its list of fonts, which takes half a minute to make."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "attention-in-depth" / "matplotlib"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-_warm: WarmServer | None = None
-
-
-def warm_server() -> WarmServer:
-    """This process's fork server, started on first use, and anew where it has died: others need not pay for that."""
-    global _warm
-    if _warm is not None and not _warm.alive:
-        atexit.unregister(_warm.close)
-        _warm.close()
-        _warm = None
-    if _warm is None:
-        _warm = WarmServer()
-        atexit.register(_warm.close)
-    return _warm
+TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
 
 
 @dataclass(frozen=True)
@@ -181,10 +47,11 @@ class CellFault:
 class Session:
     """One submission's process; a :class:`~autograder.sandbox.student.Transport`."""
 
-    def __init__(self, cells: Sequence[str], limits: Limits | None = None, server: WarmServer | None = None) -> None:
+    def __init__(self, cells: Sequence[str], limits: Limits | None = None, server: Server | None = None) -> None:
         self._cells, self._limits = list(cells), limits or LIMITS
         self._server = server
         self._child: Child | None = None
+        self._born = (0.0, 0)  # its CPU seconds and address space before any cell ran
         self._spent = 0.0  # CPU seconds of children that ended
         self._respawns = -1
         self.faults: dict[int, CellFault] = {}
@@ -194,7 +61,7 @@ class Session:
         self.allow(self._limits.cpu_seconds)
 
     def __enter__(self) -> Session:
-        self._server = self._server or warm_server()
+        self._server = self._server or jail_server()
         with contextlib.suppress(StudentError):
             self._ensure()
         return self
@@ -215,27 +82,30 @@ class Session:
     @property
     def cpu_seconds(self) -> float:
         """CPU time that the submission has used so far, all its children together."""
-        return self._spent + (_tree_cpu(self._child.pid) if self._child is not None else 0.0)
+        return self._spent + (self._used() if self._child is not None else 0.0)
+
+    def _used(self) -> float:
+        assert self._child is not None
+        return outside.cpu_seconds(self._child.pid) - self._born[0]
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """See :class:`~autograder.sandbox.student.Transport`."""
         self._ensure()
         return self._exchange(message)
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-        """The reply, and the growth of the process's peak resident memory while it was made."""
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+        """The reply, and what the kernel says that making it has cost."""
         self._ensure()
         assert self._child is not None
         worker = self._child.pid
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{worker}/clear_refs").write_text("5")  # 5 sets the peak back to the present size
-        before = _peak_memory(worker)
+        outside.forget_peak(worker)
+        memory, seconds = outside.peak_memory(worker), self.cpu_seconds
         reply = self._exchange(message)
-        after = _peak_memory(worker)
-        if before is None or after is None:  # a process without a first thread shows no peak
+        peak = outside.peak_memory(worker)
+        if memory is None or peak is None:  # a process without a first thread shows no peak
             self._end(kill=True)
             raise Crashed("its process hid how much memory it uses")
-        return reply, after - before
+        return reply, Reading(peak - memory, self.cpu_seconds - seconds)
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
@@ -243,7 +113,7 @@ class Session:
             self._child.connection.settimeout(max(min(DEAF_SECONDS, self._wall - time.monotonic()), 0.1))
             send(self._child.connection, message)
             return self._believable(self._receive())
-        except TimedOut:
+        except (TimedOut, OutOfMemory):
             self._end(kill=True)
             raise
         except (OSError, Closed):
@@ -268,6 +138,10 @@ class Session:
         return 1 <= line <= self._cells[cell].count("\n") + 1
 
     def _check(self) -> None:
+        # The kernel holds one process to the limit; that they hold it all together is ours to see. A control group
+        # would do the same, but where one may be written to differs from machine to machine.
+        if self._child is not None and outside.growth(self._child.pid, self._born[1]) > self._limits.address_space:
+            raise OutOfMemory("its processes together took more memory than a submission may use")
         used = self.cpu_seconds
         if used > self._limits.cpu_seconds:
             raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
@@ -277,10 +151,10 @@ class Session:
     def _death(self) -> StudentError:
         """What ended the child, or that it only hung up: then it is killed, because the server must not wait for it."""
         assert self._child is not None
-        if not _ended(self._child.pid, HANG_UP_SECONDS):
+        if not outside.ended(self._child.pid, HANG_UP_SECONDS):
             self._end(kill=True)
             return Crashed("its process closed its connection to the grader")
-        used = _tree_cpu(self._child.pid)
+        used = self._used()
         status = self._end(kill=False)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
             # The kernel kills at the limit of CPU time with the same signal as at a limit of memory.
@@ -292,7 +166,7 @@ class Session:
     def _end(self, kill: bool) -> int:
         if self._child is None:
             return 0
-        self._spent += _tree_cpu(self._child.pid)
+        self._spent += self._used()
         assert self._server is not None
         child, self._child = self._child, None
         child.connection.close()
@@ -309,6 +183,7 @@ class Session:
             assert self._server is not None
             budget = self._budget
             self._child = self._server.spawn(self._limits)
+            self._born = outside.cpu_seconds(self._child.pid), outside.address_space(self._child.pid)
             self._watched = _Watched(self._child.connection, self._check)
             self._run_cells()
             self.allow(budget)
@@ -324,16 +199,18 @@ class Session:
             while True:
                 reply = self._receive()
                 if reply.get("ready"):
-                    _leave_alone(self._child.pid)
+                    # What runs beside a call is not measured with it.
+                    if not outside.leave_alone(self._child.pid):
+                        raise ProtocolError("processes that cannot be ended")
                     return
                 if "cell" in reply:
                     current = self._next_cell(reply["cell"], current)
                     self.allow(CELL_SECONDS)
                 elif reply.get("error") is not None:
                     self._note(current, reply["error"])
-        except TimedOut as error:
+        except (TimedOut, OutOfMemory) as error:
             self._end(kill=True)
-            self._give_up(current, "timeout", str(error))
+            self._give_up(current, error.outcome, str(error))
         except (OSError, Closed):
             death = self._death()
             self._give_up(current, death.outcome, str(death))
@@ -376,58 +253,8 @@ class _Watched:
             now = time.monotonic()
             if not ready or now >= self._next:
                 self._check()
-                self._next = now + 0.25
+                self._next = now + TICK
             if ready:
                 self._patience = 0.02
                 return self._connection.recv(count)
-            self._patience = min(2 * self._patience, 0.25)
-
-
-def _tree_cpu(pid: int) -> float:
-    """CPU seconds of a process and its descendants, ended and waited-for ones included."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return 0.0
-    own = sum(int(field) for field in fields[11:15]) / _TICKS
-    return own + sum(_tree_cpu(int(child)) for child in children)
-
-
-def _leave_alone(pid: int) -> None:
-    """End what a notebook's cells left running, and let no call start anything: what runs beside is not measured."""
-    for other in _descendants(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(other, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_NPROC, (0, 0))
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [other for child in children for other in (child, *_descendants(child))]
-
-
-def _ended(pid: int, seconds: float) -> bool:
-    """Whether a process has ended, or does so within these seconds."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
-    finally:
-        os.close(descriptor)
-
-
-def _peak_memory(pid: int) -> int | None:
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+            self._patience = min(2 * self._patience, TICK)

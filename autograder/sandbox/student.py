@@ -7,13 +7,29 @@ mistakes) in this process. Both go through the same bytes, so a suite cannot tel
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+
 from autograder.sandbox.errors import Crashed, NotAttempted, OutOfMemory, Raised, StudentError
 from autograder.sandbox.protocol import Encoder, Handle, builtin_bases, decode
 from autograder.sandbox.workbench import Workbench
+
+SAMPLE = 2**16  # elements of an array that a journal keeps
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a call has cost, read from outside: growth of the process's peak memory (None where there is no process of
+    its own), and CPU seconds of all its threads, arguments and result included."""
+
+    bytes: int | None
+    seconds: float
 
 
 class Transport(Protocol):
@@ -27,8 +43,8 @@ class Transport(Protocol):
         """
         ...
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-        """The reply, and by how many bytes the other process's peak memory grew (None where there is none)."""
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+        """The reply, and what making it has cost."""
         ...
 
 
@@ -42,9 +58,11 @@ class Direct:
         """See :class:`Transport`."""
         return self._bench.answer(message)
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-        """See :class:`Transport`; no process, no reading."""
-        return self._bench.answer(message), None
+    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+        """See :class:`Transport`; without a process there is no reading of its memory."""
+        before = time.process_time()
+        reply = self._bench.answer(message)
+        return reply, Reading(None, time.process_time() - before)
 
 
 @dataclass(frozen=True)
@@ -52,8 +70,9 @@ class Trace:
     """What one call cost.
 
     ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
-    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``outside_bytes`` growth of
-    the process's peak memory, read from outside (equal to ``peak_bytes`` where there is no process).
+    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations. These are counted inside, so
+    a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
+    memory (``peak_bytes`` where there is no process), and ``outside_seconds``, CPU time of the call.
     """
 
     result: Any
@@ -63,13 +82,31 @@ class Trace:
     flops: int
     calls: tuple[str, ...]
     outside_bytes: int
+    outside_seconds: float
 
 
 @dataclass
 class Journal:
-    """Every call of one test and what came back, for the search of the mistake behind a failure."""
+    """Every call of one test and what came back, for the search of the mistake behind a failure.
+
+    Of large arrays a sample is kept: enough to tell answers apart, and replays of many mistakes fit into memory.
+    """
 
     entries: list[tuple[str, Any]] = field(default_factory=list)
+
+    def note(self, value: Any) -> None:
+        """Enter a value that came back."""
+        self.entries.append(("value", _sample(value)))
+
+
+def _sample(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_sample(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _sample(item) for key, item in value.items()}
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or (size := math.prod(value.shape)) <= SAMPLE:
+        return value
+    return tuple(value.shape), value.reshape(-1)[:: -(-size // SAMPLE)]
 
 
 class Student:
@@ -119,11 +156,11 @@ class Student:
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
         arguments = _Arguments().encode((args, kwargs))
-        outside: list[int | None] = []
+        readings: list[Reading] = []
 
         def measured() -> dict[str, Any]:
-            reply, growth = self._transport.measure({"op": "trace", **target, "arguments": arguments})
-            outside.append(growth)
+            reply, reading = self._transport.measure({"op": "trace", **target, "arguments": arguments})
+            readings.append(reading)
             return reply
 
         # One call for all readings: of two, the second could be answered from what the first left behind.
@@ -137,7 +174,8 @@ class Student:
                 largest=int(cost["largest"]),
                 flops=int(cost["flops"]),
                 calls=tuple(str(name) for name in cost["calls"]),
-                outside_bytes=peak if outside[0] is None else outside[0],
+                outside_bytes=peak if readings[0].bytes is None else readings[0].bytes,
+                outside_seconds=readings[0].seconds,
             )
         except Exception:
             raise Crashed("its process sent an answer that is none") from None
@@ -153,7 +191,7 @@ class Student:
             bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
             self.journal.entries.append(("error", f"{error.outcome}:{bases}"))
             raise
-        self.journal.entries.append(("value", value))
+        self.journal.note(value)
         return value
 
     def _understood(self, reply: dict[str, Any]) -> Any:

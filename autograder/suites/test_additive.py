@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autograder.suites.kit import at_most, close, hidden, raises, require, strided, tensor
+from autograder.suites.kit import at_most, at_most_seconds, close, hidden, raises, require, strided, tensor
 
 MIB = 2**20
 
@@ -167,6 +167,15 @@ def test_additive_scores_do_not_loop_over_positions(student, rng):
         steps.append(trace.steps)
     at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
+    def on_many_queries():
+        queries, keys = rng.random((200_000, 3)), rng.random((2, 3))
+        trace = student.trace("additive_scores", queries, keys, w_q, w_k, v)
+        some = rng.choice(len(queries), 8)
+        close(trace.result[some], additive_by_loops(queries[some], keys, w_q, w_k, v), what="additive scores")
+        return trace.outside_seconds
+
+    at_most_seconds(on_many_queries, 0.15, what="CPU time for 200,000 queries")
+
 
 @hidden("additive_scores", kind="cost", weight=1, hint="How often does one token meet its projection matrix?")
 def test_additive_scores_project_each_token_once(student, rng):
@@ -240,6 +249,15 @@ def test_bilinear_scores_do_not_loop(student, rng):
         close(trace.result, np.einsum("bqi,ij,bkj->bqk", queries, w, keys), what="bilinear scores")
         steps.append(trace.steps)
     at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+
+    def on_many_examples():
+        queries, keys = rng.random((200_000, 1, 3)), rng.random((200_000, 1, 2))
+        trace = student.trace("bilinear_scores", queries, keys, w)
+        some = rng.choice(len(queries), 8)
+        close(trace.result[some], bilinear_by_loops(queries[some], keys[some], w), what="bilinear scores")
+        return trace.outside_seconds
+
+    at_most_seconds(on_many_examples, 0.15, what="CPU time for 200,000 examples")
 
 
 @hidden(
@@ -501,6 +519,17 @@ def test_additive_attention_does_not_loop_over_positions(student, rng):
         same_pair(trace.result, additive_attention(*inputs, *state, lengths), "of a traced call")
         steps.append(trace.steps)
     at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+
+    def on_many_queries():
+        queries, keys, values = tensor(rng, 1, 20_000, 3), tensor(rng, 1, 2, 3), tensor(rng, 1, 2, 3)
+        trace = module.trace(queries, keys, values)
+        context, weights = two(trace.result, "the context", "the weights")
+        some = torch.from_numpy(rng.choice(queries.shape[1], 8))
+        found = context[:, some], weights[:, some]
+        same_pair(found, additive_attention(queries[:, some], keys, values, *state), "for many queries")
+        return trace.outside_seconds
+
+    at_most_seconds(on_many_queries, 0.25, what="CPU time for 20,000 queries")
 
 
 # --- BahdanauDecoderStep ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from autograder.suites.kit import at_most, close, hidden, raises, require, shape_of, strided
+from autograder.suites.kit import at_most, at_most_seconds, close, hidden, raises, require, shape_of, strided
 from solutions import scaled_dot_product as reference
 
 MIB = 2**20
@@ -493,6 +493,18 @@ def test_softmax_vjp_has_no_loop_along_the_row(student, rng):
     probs, upstream = draw_weights(rng, 2, 1001), rng.normal(size=(2, 1001))
     trace = student.trace("softmax_vjp", probs, upstream)
     at_most(trace.steps, 400, what="Python steps for rows of 1,001 weights")
+
+    def on_long_rows():
+        probs, upstream = rng.random((50, 40_001), np.float32), rng.random((50, 40_001), np.float32) - 0.5
+        probs /= probs.sum(axis=-1, keepdims=True)
+        trace = student.trace("softmax_vjp", probs, upstream)
+        some = rng.choice(len(probs), 4)
+        p, g = probs[some].astype(float), upstream[some].astype(float)
+        expected = p * (g - np.einsum("rj,rj->r", p, g)[:, None])
+        close(trace.result[some], expected.astype(np.float32), what="Jᵀg on long rows")
+        return trace.outside_seconds
+
+    at_most_seconds(on_long_rows, 0.15, what="CPU time for rows of 40,001 weights")
 
 
 # causal_mask

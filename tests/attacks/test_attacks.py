@@ -30,9 +30,10 @@ from autograder.grading.collect import CollectError, find_submissions
 from autograder.grading.judge import judge_notebook
 from autograder.grading.result import SubmissionResult
 from autograder.grading.suite import suite
+from autograder.sandbox import client, outside
 from autograder.sandbox import session as sandbox
 from autograder.sandbox.jail import NOBODY, Limits
-from autograder.sandbox.session import Session, warm_server
+from autograder.sandbox.session import Session
 from autograder.sandbox.student import Student
 
 ATTACKS, ARCHIVES = load()
@@ -125,7 +126,7 @@ class Watch:
         self.grades = {slug: honest(slug) for slug in (SCALED, ADDITIVE)}
         self.neighbour = Session(["import numpy as np\ndef count(n):\n    return np.arange(n)"]).__enter__()
         self.judged = 0
-        self.keeper = warm_server()._process.pid
+        self.keeper = client.server()._process.pid
         self.processes = children(os.getpid())
         self.sockets, self.files = listening(), course_files()
         self.grader = grader()
@@ -173,8 +174,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def peak_memory() -> int:
-    Path("/proc/self/clear_refs").write_text("5")
-    return sandbox._peak_memory(os.getpid()) or 0
+    outside.forget_peak(os.getpid())
+    return outside.peak_memory(os.getpid()) or 0
 
 
 # Attacks that still earn points. They are listed in the book as open, and a cure makes this test say so.
@@ -196,7 +197,7 @@ def test_attack(attack: Attack, watch: Watch) -> None:
     except Hung as hung:
         suite.cache_clear()  # a suite that was interrupted cannot go on
         pytest.fail(str(hung))
-    grown = (sandbox._peak_memory(os.getpid()) or 0) - before
+    grown = (outside.peak_memory(os.getpid()) or 0) - before
     watch.after_one()
     assert (result.status, result.outcome) == ("graded", attack.overall), result.message
     found = {exercise.id.removeprefix(f"{attack.slug}-"): exercise for exercise in result.exercises}
@@ -235,7 +236,7 @@ def test_archive(hostile: Archive, watch: Watch, tmp_path: Path) -> None:
                 continue  # damaged: said when it is read
         assert collected.problems or len(found) > 1 or not hostile.said
         assert all(str(problem).isprintable() for problem in collected.problems)
-    assert (sandbox._peak_memory(os.getpid()) or 0) - before < 300 << 20
+    assert (outside.peak_memory(os.getpid()) or 0) - before < 300 << 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["class.zip"]
 
 

@@ -1,0 +1,104 @@
+"""What the kernel says of a submission's processes: readings and limits that no code inside them can forge.
+
+``pid`` is always the first process of a jail. When it dies, so does everything that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = resource.getpagesize()
+_ROUNDS = 200  # of killing what a notebook left running, before we say that it cannot be ended
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and its descendants, whichever of their threads started them."""
+    found = [pid]
+    for one in found:  # grows while it is read
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for task in os.listdir(f"/proc/{one}/task"):
+                found += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and its descendants, ended and waited-for ones included."""
+    ticks = 0
+    for one in tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / _TICKS
+
+
+def address_space(pid: int) -> int:
+    """Bytes that one process has mapped; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * _PAGE
+    except OSError:
+        return 0
+
+
+def growth(pid: int, birth: int) -> int:
+    """Bytes that a process and its descendants have mapped, each beyond what the first had mapped at its ``birth``.
+
+    Mapped, not resident: a map is seen before it is filled, and shared memory that a process has let go of for the
+    moment is still mapped. Memory that is held and not mapped is bounded elsewhere: /tmp by its size, pipes and sockets
+    by the number of open files; files in memory alone (memfd) are refused.
+    """
+    return sum(max(address_space(one) - birth, 0) for one in tree(pid))
+
+
+def peak_memory(pid: int) -> int | None:
+    """Highest resident memory since the last ``forget_peak``; None where the kernel shows none."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def forget_peak(pid: int) -> None:
+    """Set the peak of a process's resident memory back to its present size."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def leave_alone(pid: int) -> bool:
+    """End all that a process has started, and let it start nothing more; whether that was possible."""
+    for _ in range(_ROUNDS):  # what we kill may have forked since it was listed
+        for one in tree(pid):
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(one, resource.RLIMIT_NPROC, (0, 0))
+                if one != pid:
+                    os.kill(one, signal.SIGKILL)
+        if not _alive(tree(pid)[1:]):
+            return True
+    return False
+
+
+def _alive(pids: list[int]) -> bool:
+    """Whether any of these is more than a zombie, which only its parent can bury."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                return True
+    return False
+
+
+def ended(pid: int, seconds: float) -> bool:
+    """Whether a process has ended, or does so within these seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
