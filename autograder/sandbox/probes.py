@@ -1,7 +1,8 @@
 """The jail proven by attacking it: each probe runs inside a real jail and tries to get past one wall.
 
 ``prove()`` is what ``attn doctor`` and the tests call. It starts a small keeper of its own, which lays out things worth
-reaching (a listening port, a process, an open file) and then jails one probe after the other.
+reaching (a listening port, a process, an open file) and then jails one probe after the other. For the cold jail, which
+has no keeper, that process has bubblewrap start each probe instead.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import errno
 import json
 import mmap
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from autograder.sandbox import jail, seccomp
+from autograder.sandbox import cold, jail, seccomp
 
+NAME = "autograder.sandbox.probes"  # of this module, which may be running as __main__
 LIMITS = jail.Limits(cpu_seconds=1, address_space=1 << 30, processes=24, tmp_bytes=24 << 20)
 PATIENCE = 30.0  # seconds of wall time for one probe
 
@@ -38,12 +40,17 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Outside:
-    """What the keeper laid out to be reached; ``answer`` is the one descriptor that the probe may hold."""
+    """What the keeper laid out to be reached; ``answer`` is the one descriptor that the probe may hold.
+
+    ``course`` is the folder of the course as the keeper knows it, ``own`` what a jail holds besides the libraries.
+    """
 
     pids: tuple[int, ...]
     tcp: tuple[str, int]
     udp: tuple[str, int]
     abstract: str
+    course: str
+    own: Sequence[str]
     answer: int
 
 
@@ -53,6 +60,8 @@ class Breach(Exception):
 
 Probe = Callable[[Outside], str]
 PROBES: dict[str, Probe] = {}
+# What bubblewrap cannot limit: the number of empty files in /tmp. Each takes a kilobyte of the kernel's memory.
+NOT_COLD = frozenset({"many files"})
 
 
 def probe(function: Probe) -> Probe:
@@ -62,7 +71,10 @@ def probe(function: Probe) -> Probe:
 
 
 def prove(
-    names: Sequence[str] = (), command: Sequence[str] = (sys.executable, "-m", __name__), user: int | None = None
+    names: Sequence[str] = (),
+    command: Sequence[str] = (sys.executable, "-m", NAME),
+    user: int | None = None,
+    kind: str = "warm",
 ) -> list[ProbeResult]:
     """Run the named probes, or all of them, and return what they found; a jail that cannot be built is a failed probe.
 
@@ -70,9 +82,10 @@ def prove(
         names: keys of PROBES.
         command: how to start the keeper.
         user: run it as this user and group, which only root may ask for.
+        kind: of jail, "warm" or "cold".
     """
     keeper = subprocess.run(
-        [*command, *names],
+        [*command, kind, *names],
         env=jail.ENVIRONMENT,
         cwd=jail.COURSE,
         stdin=subprocess.DEVNULL,
@@ -92,8 +105,14 @@ def prove(
 
 def main() -> None:
     """Be the keeper: lay out the bait, jail each probe named on the command line, print the results as JSON."""
+    kind, names = sys.argv[1], sys.argv[2:]
     try:
-        jail.become_keeper()
+        if kind == "warm":
+            jail.become_keeper()
+            attempt, own = _attempt, list[str]()
+        else:
+            attempt, own = _attempt_cold, [str(cold.PLACE)]
+            names = names or [name for name in PROBES if name not in NOT_COLD]
         with contextlib.ExitStack() as stack:
             tcp, udp, abstract = (stack.enter_context(listener) for listener in _listeners())
             stack.enter_context(tempfile.TemporaryFile())  # an open file that no probe may find
@@ -102,9 +121,15 @@ def main() -> None:
                 signal.pause()
             stack.callback(os.kill, bystander, signal.SIGKILL)
             outside = Outside(
-                (os.getpid(), bystander), tcp.getsockname(), udp.getsockname(), abstract.getsockname().decode(), -1
+                (os.getpid(), bystander),
+                tcp.getsockname(),
+                udp.getsockname(),
+                abstract.getsockname().decode(),
+                str(jail.COURSE),
+                own,
+                -1,
             )
-            results = [_attempt(name, outside) for name in sys.argv[1:] or PROBES]
+            results = [attempt(name, outside) for name in names or PROBES]
     except jail.JailError as error:
         results = [ProbeResult("jail", False, str(error))]
     print(json.dumps([asdict(result) for result in results]))
@@ -125,26 +150,50 @@ def _listeners() -> Iterator[socket.socket]:
 
 
 def _attempt(name: str, outside: Outside) -> ProbeResult:
-    reader, writer = os.pipe()
-
-    def run() -> None:
-        try:
-            held, detail = True, PROBES[name](replace(outside, answer=writer))
-        except Breach as breach:
-            held, detail = False, str(breach)
-        except BaseException as error:
-            held, detail = False, f"could not be tried: {error!r}"
-        os.write(writer, json.dumps([held, detail]).encode())
-
-    pid = jail.fork_jailed(LIMITS, [writer], jail.libraries(), run)
-    os.close(writer)
-    answered = select.select([reader], [], [], PATIENCE)[0]
-    answer = os.read(reader, 1 << 16) if answered else b""
-    os.close(reader)
+    ours, theirs = socket.socketpair()
+    pid = jail.fork_jailed(LIMITS, [theirs.fileno()], jail.libraries(), lambda: _probe(name, outside, theirs))
+    theirs.close()
+    answer = _answer(ours)
     os.kill(pid, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return _result(name, answer, os.waitpid(pid, 0)[1])
+
+
+def _attempt_cold(name: str, outside: Outside) -> ProbeResult:
+    process = cold.Process(NAME, LIMITS, [name, asdict(outside)])
+    answer = _answer(process.connection)
+    return _result(name, answer, process.end(kill=True))
+
+
+def prepare_cold(order: object) -> None:
+    """Nothing: a probe needs no library."""
+
+
+def serve_cold(descriptor: int, order: tuple[str, dict[str, Any]]) -> None:
+    """Run one probe in a cold jail."""
+    name, outside = order
+    _probe(name, Outside(**outside), socket.socket(fileno=descriptor))
+
+
+def _probe(name: str, outside: Outside, line: socket.socket) -> None:
+    try:
+        held, detail = True, PROBES[name](replace(outside, answer=line.fileno()))
+    except Breach as breach:
+        held, detail = False, str(breach)
+    except BaseException as error:
+        held, detail = False, f"could not be tried: {error!r}"
+    line.sendall(json.dumps([held, detail]).encode())
+
+
+def _answer(line: socket.socket) -> bytes:
+    line.settimeout(PATIENCE)
+    with line, contextlib.suppress(OSError):
+        return line.recv(1 << 16)
+    return b""
+
+
+def _result(name: str, answer: bytes, status: int) -> ProbeResult:
     if not answer:
-        return ProbeResult(name, False, f"gave no answer (exit status {code})")
+        return ProbeResult(name, False, f"gave no answer (exit status {os.waitstatus_to_exitcode(status)})")
     return ProbeResult(name, *json.loads(answer))
 
 
@@ -155,7 +204,7 @@ def _attempt(name: str, outside: Outside) -> ProbeResult:
 def course_files(outside: Outside) -> str:
     """Read the grader's code, the suites and the references."""
     for name in ("autograder", "autograder/suites", "solutions", "chapters", "pyproject.toml", ".git"):
-        _refused_with(FileNotFoundError, f"{name} of the course is there", os.stat, jail.COURSE / name)
+        _refused_with(FileNotFoundError, f"{name} of the course is there", os.stat, Path(outside.course, name))
     return "nothing of the course is there, except the way to its environment"
 
 
@@ -167,18 +216,19 @@ def system_files(outside: Outside) -> str:
     os.chdir("/")
     for _ in range(20):
         os.chdir("..")
-    if stranger := next(_strangers(Path(os.getcwd())), None):
+    if stranger := next(_strangers(Path(os.getcwd()), outside.own), None):
         raise Breach(f"{stranger} is there")
     return "the root holds libraries, three devices and an empty /tmp"
 
 
-def _strangers(directory: Path) -> Iterator[Path]:
+def _strangers(directory: Path, own: Sequence[str]) -> Iterator[Path]:
     """Yield what neither is a thing that the jail should hold nor leads to one."""
     wanted = [*jail.libraries(), *map(Path, jail.DEVICES), Path("/dev/shm"), Path("/tmp"), Path("/proc")]
+    wanted += map(Path, own)
     for path in directory.iterdir():
         if path not in wanted:
             if any(good.is_relative_to(path) for good in wanted):
-                yield from _strangers(path)
+                yield from _strangers(path, own)
             else:
                 yield path
 
@@ -199,15 +249,21 @@ def writing_outside_tmp(outside: Outside) -> str:
 
 @probe
 def a_full_disk(outside: Outside) -> str:
-    """Fill /tmp with large files, then with empty ones."""
+    """Fill /tmp with large files."""
     written = _fill(LIMITS.tmp_bytes + (8 << 20), b"x" * (1 << 20))
     if written > LIMITS.tmp_bytes:
         raise Breach(f"{written >> 20} MiB went into /tmp, more than {LIMITS.tmp_bytes >> 20}")
+    return f"/tmp was full after {written >> 20} MiB"
+
+
+@probe
+def many_files(outside: Outside) -> str:
+    """Fill /tmp with empty files."""
     try:
         for number in range(10_000):
             os.close(os.open(f"/tmp/empty-{number}", os.O_CREAT))
     except OSError:
-        return f"/tmp was full after {written >> 20} MiB, and again after {number} empty files"
+        return f"/tmp was full after {number} empty files"
     raise Breach("ten thousand files went into /tmp")
 
 
@@ -277,7 +333,7 @@ def an_endless_loop(outside: Outside) -> str:
     """Use CPU time past the limit."""
 
     def spin() -> None:
-        while time.process_time() < LIMITS.cpu_seconds + 1:
+        while time.process_time() < LIMITS.cpu_seconds + 3:
             pass
 
     return _dies(spin, "ran past its limit of CPU time")

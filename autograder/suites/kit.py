@@ -118,7 +118,7 @@ def at_most_seconds(call: Callable[[], float], limit: float, *, what: str) -> No
     """
     least = call()
     for _ in range(2):
-        if least > limit / 2:
+        if least > limit:
             least = min(least, call())
     if not _gauge(what, least, limit):
         raise Wrong(f"{what}: it takes as long as a loop in Python does")

@@ -174,7 +174,7 @@ def test_additive_scores_do_not_loop_over_positions(student, rng):
         close(trace.result[some], additive_by_loops(queries[some], keys, w_q, w_k, v), what="additive scores")
         return trace.outside_seconds
 
-    at_most_seconds(on_many_queries, 0.15, what="CPU time for 200,000 queries")
+    at_most_seconds(on_many_queries, 0.25, what="CPU time for 200,000 queries")
 
 
 @hidden("additive_scores", kind="cost", weight=1, hint="How often does one token meet its projection matrix?")

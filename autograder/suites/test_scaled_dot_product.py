@@ -504,7 +504,7 @@ def test_softmax_vjp_has_no_loop_along_the_row(student, rng):
         close(trace.result[some], expected.astype(np.float32), what="Jᵀg on long rows")
         return trace.outside_seconds
 
-    at_most_seconds(on_long_rows, 0.15, what="CPU time for rows of 40,001 weights")
+    at_most_seconds(on_long_rows, 0.2, what="CPU time for rows of 40,001 weights")
 
 
 # causal_mask
