@@ -53,10 +53,19 @@ def _sandbox() -> Iterator[Finding]:
     if sys.platform != "linux":
         yield Finding("jail", "broken", "grading runs on Linux only; authoring and the book work here")
         return
+    from autograder.sandbox.client import VARIABLE
     from autograder.sandbox.probes import prove
 
-    for result in prove():
-        yield Finding(f"jail: {result.name}", "ok" if result.held else "broken", result.detail)
+    kind = os.environ.get(VARIABLE) or "warm"
+    other = {"warm": "cold", "cold": "warm"}.get(kind)
+    if other is None:
+        yield Finding("jail", "broken", f"{VARIABLE} is {kind!r}, where it may be warm or cold")
+        return
+    for result in prove(kind=kind):
+        yield Finding(f"{kind} jail: {result.name}", "ok" if result.held else "broken", result.detail)
+    failed = [result for result in prove(["system files"], kind=other) if not result.held]
+    detail = f"works too; {VARIABLE}={other} grades in it"
+    yield Finding(f"{other} jail", "missing" if failed else "ok", failed[0].detail if failed else detail)
 
 
 def _gpu() -> Finding:

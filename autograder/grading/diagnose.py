@@ -1,7 +1,8 @@
 """Finds the named mistake behind a failure, by replaying every mistake on the very inputs that failed.
 
 A mistake is named if it alone returns what the submission returned in the failing tests (and fails and passes the same
-tests). Ambiguous means no name: a wrong explanation is worse than none.
+tests). Ambiguous means no name: a wrong explanation is worse than none. What reached a limit gets no name either: the
+replay runs in this process, where nothing could end it, so no test is replayed that did not end by itself.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callabl
     """The one named mistake that behaves as the submission did, or None."""
     ran = [verdict for verdict in verdicts if verdict.run is not None]
     failing = [verdict for verdict in ran if verdict.outcome != "passed"]
+    if any(verdict.outcome in ("timeout", "memory") for verdict in failing):
+        return None
     candidates = list(shelf(exercise.slug).mistakes.get(exercise.name, []))
     for verdict in failing:
         candidates = [answer for answer in candidates if _behaves_so(exercise, answer, verdict, seeds)]

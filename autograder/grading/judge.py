@@ -209,6 +209,8 @@ def score(
             )
         )
     outcome = next((test.outcome for test in tests if test.outcome != "passed"), "passed")
+    if outcome == "not_attempted" and (fault := _defining_fault(exercise, session, cells)) is not None:
+        outcome = fault.outcome if fault.outcome in ("timeout", "memory") else outcome
     named = None
     if outcome not in ("passed", "not_attempted"):
         named = diagnose.name_mistake(exercise, verdicts, seeds)
@@ -232,9 +234,8 @@ def _remark(
     """What a student should know beside the tests: a cell that did not run, or a broken exercise that this one uses."""
     if outcome == "passed":
         return ""
-    for index, source in enumerate(cells):
-        if index in session.faults and _defines(source, exercise.name):
-            return _fault(session.faults[index])
+    if (fault := _defining_fault(exercise, session, cells)) is not None:
+        return _fault(fault)
     broken = [r.id.partition("-")[2] for r in before if r.outcome != "passed"]
     used = [name for name in exercise.uses if name in broken]
     if outcome != "not_attempted" and used:
@@ -242,6 +243,14 @@ def _remark(
             f"This exercise may use {', '.join(f'`{name}`' for name in used)}, which is not right yet: mend that first."
         )
     return ""
+
+
+def _defining_fault(exercise: Exercise, session: Session, cells: Sequence[str]) -> CellFault | None:
+    """Why the cell that defines an exercise did not run to its end, if it did not."""
+    for index, source in enumerate(cells):
+        if index in session.faults and _defines(source, exercise.name):
+            return session.faults[index]
+    return None
 
 
 def _defines(source: str, name: str) -> bool:

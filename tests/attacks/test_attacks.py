@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import numpy as np
@@ -178,16 +177,7 @@ def peak_memory() -> int:
     return outside.peak_memory(os.getpid()) or 0
 
 
-# Attacks that still earn points. They are listed in the book as open, and a cure makes this test say so.
-OPEN = {"replaces the measurements"}
-
-
-def _case(attack: Attack) -> Any:
-    marks = [pytest.mark.xfail(strict=True, reason="known to earn the points of a cost gate")] * (attack.name in OPEN)
-    return pytest.param(attack, id=f"{attack.theme}: {attack.name}", marks=marks)
-
-
-@pytest.mark.parametrize("attack", [_case(attack) for attack in ATTACKS])
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.theme}: {attack.name}")
 def test_attack(attack: Attack, watch: Watch) -> None:
     gc.collect()
     before = peak_memory()

@@ -64,6 +64,20 @@ _enter(
     stopped="getattr with a name that is not written out is ruled out.",
 )
 _enter(
+    "asks the C library of Python for it",
+    "Gets the function through ctypes: PyImport_ImportModule and PyObject_GetAttrString.",
+    "import ctypes\n"
+    "api = ctypes.pythonapi\n"
+    "api.PyImport_ImportModule.restype = api.PyObject_GetAttrString.restype = ctypes.py_object\n"
+    "api.PyObject_GetAttrString.argtypes = (ctypes.py_object, ctypes.c_char_p)\n"
+    + _softmax(
+        "lib = api.PyImport_ImportModule(b'torch')\n"
+        "get = lambda name: api.PyObject_GetAttrString(lib, name)\n"
+        "return get(b'softmax')(get(b'from_numpy')(scores), dim=axis).numpy()"
+    ),
+)
+
+_enter(
     "goes through torch ops",
     "Calls the operator below the function (torch.ops.aten).",
     _softmax(f"return torch.ops.aten.softmax.int({_T}, axis).numpy()"),

@@ -83,10 +83,47 @@ def remembers_the_first_call():
     ), WITNESS
 
 
-@cost("Replaces the workbench's measurements by zeros.", "Open: a count of steps has no reading from outside yet.")
+@cost("Replaces the workbench's measurements by zeros.", _STEPS)
 def replaces_the_measurements():
     return (
         _LOOP,
+        WITNESS,
+        """
+from autograder.sandbox import workbench
+def trace(target, args, kwargs, options):
+    return {"result": target(*args, **kwargs), "steps": 0, "peak_bytes": 0, "largest": 0, "flops": 0, "calls": []}
+workbench._trace = trace
+""",
+    )
+
+
+@cost("Starts a thread in a cell, which loops for the call while the call only waits.", _STEPS)
+def loops_in_a_thread_that_was_there_before():
+    return (
+        "import queue, threading\nTODO, DONE = queue.SimpleQueue(), queue.SimpleQueue()\n"
+        + _lying(_LOOP, call="(TODO.put((probs, upstream)), DONE.get())[1]"),
+        WITNESS,
+        """
+def work():
+    while True:
+        DONE.put(_slow(*TODO.get()))
+threading.Thread(target=work, daemon=True).start()
+""",
+    )
+
+
+@cost(
+    "Loops, with measurements replaced by zeros, and answers large inputs with nonsense that takes no time.",
+    "The result of the very call that is measured is judged too, in places that nobody knows beforehand.",
+)
+def answers_large_inputs_with_nonsense():
+    return (
+        _LOOP
+        + """
+_honest_loop = softmax_vjp
+def softmax_vjp(probs, upstream):
+    return _honest_loop(probs, upstream) if probs.size < 50_000 else probs * upstream
+""",
         WITNESS,
         """
 from autograder.sandbox import workbench
@@ -159,7 +196,6 @@ def trace(target, args, kwargs, options):
     return {"result": target(*args, **kwargs), "steps": 0, "peak_bytes": 0, "largest": 0, "flops": 0, "calls": []}
 workbench._trace = trace
 space = globals()
-wire = next(n for n in range(3, 64) if os.path.exists("/") and not _bad(n)) if False else None
 for number in range(3, 64):
     try:
         if stat.S_ISSOCK(os.fstat(number).st_mode):
@@ -177,7 +213,7 @@ def serve():
         protocol.send(line, bench.answer(protocol.receive(line)))
 threading.Thread(target=serve).start()
 ctypes.CDLL(None).syscall(60 if platform.machine() == "x86_64" else 93, 0)
-""".replace('wire = next(n for n in range(3, 64) if os.path.exists("/") and not _bad(n)) if False else None\n', ""),
+""",
     )
 
 

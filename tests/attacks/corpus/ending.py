@@ -127,6 +127,63 @@ os.wait()
 
 
 @attack(
+    tries="Forks from a thread, which then ends, and has the child answer for it after the cells have run.",
+    stopped="What the cells left running is found whichever thread started it, and ended before the first call.",
+    outcome=("failed", "crashed"),
+)
+def leaves_a_process_behind_in_a_thread():
+    return (
+        """
+import os, threading, time
+alive, beat = os.pipe()
+def start():
+    if os.fork() == 0:
+        while True:
+            os.write(beat, b"!")
+            time.sleep(0.02)
+    time.sleep(1e6)
+threading.Thread(target=start, daemon=True).start()
+os.read(alive, 1)
+os.close(beat)
+def causal_mask(q_seq, kv_seq):
+    os.set_blocking(alive, False)
+    time.sleep(0.2)
+    while True:
+        try:
+            if not os.read(alive, 1 << 16):  # the other end is closed: the process is dead
+                return np.ones((q_seq, kv_seq), dtype=bool)
+            time.sleep(0.05)
+        except BlockingIOError:
+            return np.arange(kv_seq) <= (np.arange(q_seq) + kv_seq - q_seq)[:, None]
+""",
+        WITNESS,
+    )
+
+
+@attack(
+    tries="Runs away from whoever kills what is left: each process forks the next one and ends.",
+    stopped="A notebook whose processes cannot be ended loses the cell that started them.",
+    outcome=("failed", "crashed"),
+    cpu=12,
+)
+def runs_away_by_forking():
+    return (
+        WRONG_MASK,
+        WITNESS,
+        """
+import os
+if os.fork() == 0:
+    while True:
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            pass
+""",
+    )
+
+
+@attack(
     tries="Threads that outlive their cell change the exercise's function while it is judged.",
     stopped="It is judged by what it returns; a value that is right some of the time fails some test.",
     outcome=("failed", "not_attempted", "crashed"),

@@ -1,9 +1,10 @@
 """Using things up: time, memory, processes, disk, and the patience of the grader itself."""
 
-from corpus import MARK, RIGHT_MASK, WITNESS, WRONG_MASK, Submission, attack
+from corpus import MARK, RIGHT_MASK, WITNESS, WRONG_MASK, Submission, attack, raid
 
 _TIME = "CPU time is counted outside; wall time stands behind it. What reaches a limit is killed."
 _MEMORY = "Each process has a limit on its address space."
+_TOGETHER = "What all processes of a submission have mapped is added up outside, twenty times a second."
 _SOURCE = "The text of a notebook is limited, and the source check takes time in proportion to it."
 _CELL_LOST = {"causal_mask": ("not_attempted", "failed", "timeout")}
 
@@ -67,6 +68,68 @@ def causal_mask(q_seq, kv_seq):
 )
 def takes_all_memory_in_a_cell():
     return RIGHT_MASK, "x = 'x' * (1 << 40)", "y = np.empty(1 << 44)", "z = [0] * (1 << 40)", WITNESS
+
+
+_HOARDS = """
+import mmap, os, signal
+for _ in range(10):
+    if os.fork() == 0:
+        kept = mmap.mmap(-1, 3 << 29{flags})
+        for at in range(0, 3 << 29, 4096):
+            kept[at] = 1
+        {then}
+        signal.pause()
+signal.pause()
+{mask}
+"""
+
+
+@attack(
+    tries="Forks ten processes that take 1.5 GiB each, every one of them within its own limit.",
+    stopped=_TOGETHER,
+    wrong={"causal_mask": "memory"},
+    cpu=12,
+)
+def takes_all_memory_in_many_processes():
+    return _HOARDS.format(flags=", flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS", then="pass", mask=RIGHT_MASK), WITNESS
+
+
+@attack(
+    tries="The same with shared memory that each process lets go of at once, so that it is resident in none.",
+    stopped=_TOGETHER,
+    wrong={"causal_mask": "memory"},
+    cpu=12,
+)
+def hides_the_memory_that_many_processes_hold():
+    return _HOARDS.format(flags="", then="kept.madvise(mmap.MADV_DONTNEED)", mask=RIGHT_MASK), WITNESS
+
+
+@attack(
+    tries="Keeps memory in files that have no name and are not mapped (memfd), and in pipes.",
+    stopped="The system-call filter refuses such files; pipes are few, because open files are.",
+)
+def keeps_memory_where_nobody_counts_it():
+    return raid(
+        """
+import os
+def unnamed():
+    return os.write(os.memfd_create("kept"), bytes(1 << 20))
+def pipes():
+    written = 0
+    for _ in range(64):
+        inside, outside = os.pipe()
+        os.set_blocking(outside, False)
+        try:
+            while True:
+                written += os.write(outside, bytes(1 << 16))
+        except BlockingIOError:
+            pass
+    return written > 16 << 20
+attempt("memfd", unnamed)
+attempt("pipes", pipes)
+""",
+        count=2,
+    )
 
 
 @attack(
