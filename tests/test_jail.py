@@ -1,6 +1,7 @@
 """The jail holds; each of its probes can fail; and nothing outlives the process that was jailed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,9 +45,9 @@ def user(request):
     return request.param
 
 
-def prove(names, user=None, sabotage="import autograder"):
+def prove(names, user=None, sabotage="import autograder", kind="warm"):
     command = [interpreter_for(user), "-c", textwrap.dedent(sabotage) + SUFFIX]
-    return {result.name: result for result in probes.prove(names, command, user)}
+    return {result.name: result for result in probes.prove(names, command, user, kind)}
 
 
 @pytest.mark.parametrize("name", probes.PROBES)
@@ -145,7 +146,67 @@ def test_root_that_stays_root_is_not_held_by_the_limit_on_processes():
     assert not prove(["a fork bomb"], sabotage=sabotage)["a fork bomb"].held
 
 
+# The cold jail: a sample of the probes for the walls that are its own
+
+COLD = ["course files", "system files", "writing outside tmp", "a full disk", "inherited files", "other processes"]
+COLD += ["a fork bomb", "an endless loop", "memory", "tcp", "capabilities", "refused calls", "environment"]
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)"
+)
+
+
+@needs_bwrap
+def test_the_cold_jails_walls_hold(user):
+    results = prove(COLD, user, kind="cold")
+    assert {name: result.held for name, result in results.items()} == dict.fromkeys(COLD, True), results
+
+
+@needs_bwrap
+def test_probes_fail_without_the_cold_jails_walls(user):
+    sabotage = """
+        from autograder.sandbox import cold, jail
+        build = cold._bwrap
+        def without(*arguments):
+            words = [word for word in build(*arguments) if word not in ("--unshare-pid", "--as-pid-1")]
+            at = words.index("--symlink")
+            return [*words[:at], "--ro-bind", f"{jail.COURSE}/autograder", f"{jail.COURSE}/autograder", "--dir", "/sys/kernel",
+                    *words[at:]]
+        cold._bwrap = without
+    """
+    names = ["course files", "system files", "other processes"]
+    results = prove(names, user, sabotage, "cold")
+    assert {name: result.held for name, result in results.items()} == dict.fromkeys(names, False), results
+
+
+def test_the_cold_jail_is_refused_where_bubblewrap_is_missing():
+    sabotage = "import os; os.environ['PATH'] = '/nonexistent'"
+    results = prove(["tcp"], None, sabotage, "cold")
+    assert (results["jail"].held, results["jail"].detail.partition(":")[0]) == (False, "bubblewrap")
+
+
 # It fails closed, and says which wall and why
+
+
+FORBID = (
+    *("unshare", "--user", "--map-user=1000", "--keep-caps"),
+    *("sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; "$@"', "sh"),
+)
+
+
+@pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
+def test_where_the_kernel_refuses_nothing_is_graded(kind, tmp_path):
+    _need_own_namespace()
+    program = """
+        from autograder.grading.judge import judge_notebook
+        data = b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}'
+        result = judge_notebook(data, "scaled_dot_product", "s001", secret=bytes(32))
+        print(result.status, result.outcome, result.score, {exercise.outcome for exercise in result.exercises})
+        print(result.message)
+    """
+    environment = jail.ENVIRONMENT | {"ATTN_JAIL": kind, "XDG_CACHE_HOME": str(tmp_path)}
+    out, err = output_of(program, wrapper=FORBID, environment=environment)
+    assert out.startswith("ungraded infrastructure 0.0 {'infrastructure'}\n"), err
+    assert {"warm": "user namespace", "cold": "bubblewrap: "}[kind] in out
 
 
 def keeper(program, user=None, wrapper=(), environment=jail.ENVIRONMENT, **options):
@@ -204,9 +265,7 @@ def test_a_keeper_with_a_secret_in_its_environment_is_refused(user):
 
 def test_without_user_namespaces_it_says_which_setting_forbids_them():
     _need_own_namespace()
-    script = 'echo 0 > /proc/sys/user/max_user_namespaces; "$@"'
-    forbid = ("unshare", "--user", "--map-user=1000", "--keep-caps", "sh", "-c", script, "sh")
-    _, err = output_of('jail.become_keeper(["PWD"])', wrapper=forbid)
+    _, err = output_of('jail.become_keeper(["PWD"])', wrapper=FORBID)
     assert "JailError: user namespace: " in err
     assert "/proc/sys/user/max_user_namespaces = 0" in err
 

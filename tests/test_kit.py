@@ -19,6 +19,7 @@ from autograder.suites.kit import (
     Wrong,
     at_least,
     at_most,
+    at_most_seconds,
     close,
     gauging,
     hidden,
@@ -150,6 +151,17 @@ def test_limits():
         at_most(math.nan, 2, what="steps")
     with pytest.raises(Wrong):
         at_most(1, 0, what="steps")
+
+
+def test_cpu_time_is_the_least_of_three_calls():
+    def call_taking(*seconds):
+        left = iter(seconds)
+        return lambda: next(left)
+
+    at_most_seconds(call_taking(0.1), 0.2, what="time")
+    at_most_seconds(call_taking(0.9, 0.8, 0.2), 0.2, what="time")
+    with pytest.raises(Wrong, match=r"^time: it takes as long as a loop in Python does$"):
+        at_most_seconds(call_taking(0.9, 0.3, 0.8, 0.1), 0.2, what="time")
 
 
 def test_gauges_say_how_near_a_limit_was():

@@ -2,16 +2,20 @@
 
 import contextlib
 import math
+import shutil
 import socket
 import struct
 from pathlib import Path
 
 import msgpack
+import nbformat
 import numpy as np
 import pytest
 import torch
 
-from autograder.sandbox import client
+from autograder.authoring.build import instructor_notebook
+from autograder.grading.judge import judge_notebook
+from autograder.sandbox import client, outside
 from autograder.sandbox import session as sessions
 from autograder.sandbox.errors import (
     Crashed,
@@ -344,6 +348,21 @@ def test_memory_is_also_read_from_outside(student):
     assert student.trace("allocate", 8).outside_bytes < 8 * 2**20
 
 
+def test_cpu_time_is_also_read_from_outside(either):
+    x = np.ones((1000, 300))
+    loop, once = either.trace("by_loop", x), either.trace("at_once", x)
+    assert loop.outside_seconds > 0.1 > 5 * once.outside_seconds
+
+
+def test_a_journal_keeps_a_sample_of_what_is_large(either):
+    either.double(np.arange(10**6))
+    either.double(torch.ones(300, 1000))
+    (_, (shape, sample)), (_, (other_shape, other_sample)) = either.journal.entries
+    assert (shape, other_shape) == ((10**6,), (300, 1000))
+    assert sample[:2].tolist() == [0, 2 * 16]
+    assert len(other_sample) == 60_000
+
+
 # What a call can do to its process, and nobody else's
 
 
@@ -433,6 +452,72 @@ def test_every_kind_of_fault_costs_its_own_cell_alone(impatient):
 def test_the_kernels_limit_of_cpu_time_is_a_timeout_and_not_a_lack_of_memory():
     with Session(["while True: pass"], Limits(cpu_seconds=1, address_space=1 << 30)) as session:
         assert session.faults[0].outcome == "timeout"
+
+
+HOARD = """
+import mmap, os, signal, threading
+def hoard():
+    if os.fork() == 0:
+        kept = mmap.mmap(-1, 3 << 29{flags})
+        for at in range(0, 3 << 29, 4096):
+            kept[at] = 1
+        {then}
+        signal.pause()
+for _ in range(10):
+    {start}
+signal.pause()
+"""
+PRIVATE = ", flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        HOARD.format(flags=PRIVATE, then="pass", start="hoard()"),
+        HOARD.format(flags="", then="kept.madvise(mmap.MADV_DONTNEED)", start="hoard()"),
+        HOARD.format(flags=PRIVATE, then="pass", start="threading.Thread(target=hoard).start()"),
+    ],
+    ids=["plainly", "shared and let go", "forked by threads"],
+)
+def test_memory_is_limited_for_all_processes_together(cell, student):
+    with Session([cell, "def f(): return 7"], LIMITS) as session:
+        assert (session.faults[0].outcome, session.faults[0].error) == (
+            "memory",
+            "its processes together took more memory than a submission may use",
+        )
+        session.allow(5)
+        assert Student(session).f() == 7
+    assert student.double(2) == 4  # another submission lives on
+
+
+def test_processes_of_moderate_size_are_no_fault():
+    pool = (
+        "import multiprocessing, numpy as np\nlarge = np.ones(2**24)\ndef square(x):\n    return x * x\n"
+        "with multiprocessing.Pool(4) as pool:\n    found = pool.map(square, range(8))\ndef f():\n    return found"
+    )
+    with Session([pool], LIMITS) as session:
+        assert session.faults == {}
+        session.allow(5)
+        assert Student(session).f() == [x * x for x in range(8)]
+
+
+def test_what_the_cells_left_running_is_gone_before_the_first_call():
+    cell = """
+import os, signal, threading, time
+def stay():
+    os.fork() or signal.pause()
+    time.sleep(1000)
+threading.Thread(target=stay, daemon=True).start()
+os.fork() or signal.pause()
+time.sleep(0.2)
+"""
+    with Session([cell], SMALL) as session:
+        assert session.faults == {}
+        assert outside.tree(session._child.pid)[1:] == [pid for pid in outside.tree(session._child.pid) if _zombie(pid)]
+
+
+def _zombie(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_output_warnings_magics_and_threads_are_no_faults(impatient):
@@ -641,6 +726,30 @@ def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
         with pytest.raises(Crashed):
             Student(session).f(2**20)
         assert Student(session).f(1).shape == (1,)
+
+
+# The other jail
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)")
+def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
+    notebook = instructor_notebook("scaled_dot_product")
+    wrong = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)"
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (wrong, "import os\nos._exit(3)", "1 / 0")]
+    results = []
+    for kind in ("warm", "cold"):
+        monkeypatch.setenv("ATTN_JAIL", kind)
+        result = judge_notebook(nbformat.writes(notebook).encode(), "scaled_dot_product", "s001", secret=b"x" * 32)
+        results.append({**result.as_json(), "seconds": None})
+        assert 0 < result.score < result.max_score
+    assert results[0] == results[1]
+    assert not client.server()._running  # reaped, and with it all that it started
+
+
+def test_an_unknown_kind_of_jail_grades_nothing(monkeypatch):
+    monkeypatch.setenv("ATTN_JAIL", "none")
+    with pytest.raises(SandboxUnavailable, match="warm or cold"), Session([]):
+        pass
 
 
 # The grader's own faults are not the submission's

@@ -492,7 +492,11 @@ def test_softmax_vjp_has_no_loop_along_the_row(student, rng):
     """The number of Python steps does not grow with n."""
     probs, upstream = draw_weights(rng, 2, 1001), rng.normal(size=(2, 1001))
     trace = student.trace("softmax_vjp", probs, upstream)
+    expected = probs * (upstream - np.einsum("rj,rj->r", probs, upstream)[:, None])
+    close(trace.result, expected, what="Jᵀg for rows of 1,001 weights")
     at_most(trace.steps, 400, what="Python steps for rows of 1,001 weights")
+    # What fills memory must not come to the large case, which mistakes are replayed on in the grader's own process.
+    at_most(trace.peak_bytes, 20 * probs.nbytes, what="bytes held at once for rows of 1,001 weights")
 
     def on_long_rows():
         probs, upstream = rng.random((50, 40_001), np.float32), rng.random((50, 40_001), np.float32) - 0.5

@@ -13,11 +13,13 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
   is found only where the road to it is itself ruled out. A person who reads the notebook sees it at once. The attacks
   that go into the sandbox's own modules hide behind `builtins` where they can, so that the other walls are tried too;
   the test therefore takes "forbidden" for an answer everywhere.
-- A gate on cost that counts inside the process can be lied to. The reading from outside is coarse: it catches waste
-  that is many times the limit. A tuned lie can win the share of points of a cost gate, never those of a value test.
+- A gate on cost that counts inside the process can be lied to. Each has a reading from outside beside it (memory, CPU
+  time), which is coarse: it catches waste that is many times the limit. A lie together with a loop that is tuned to the
+  last nanosecond can win the share of points of a cost gate, never those of a value test.
 - The kernel is trusted. A hole in it that one of the allowed system calls reaches is a hole in the jail.
 - Time on the processor is measurable by others on the same machine, and a submission can waste what it is given (its
-  CPU time, its memory in each process, 64 MiB of /tmp) before it is stopped.
+  CPU time, its memory, 64 MiB of /tmp) before it is stopped. That many processes together keep to the memory of one is
+  looked at twenty times a second: in between they can fill what the machine's cores can touch in that time.
 - A submission learns the inputs of its own hidden tests while it is graded. It has nowhere to take them.
 """
 
