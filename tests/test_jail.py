@@ -169,8 +169,8 @@ def test_probes_fail_without_the_cold_jails_walls(user):
         def without(*arguments):
             words = [word for word in build(*arguments) if word not in ("--unshare-pid", "--as-pid-1")]
             at = words.index("--symlink")
-            return [*words[:at], "--ro-bind", f"{jail.COURSE}/autograder", f"{jail.COURSE}/autograder", "--dir", "/sys/kernel",
-                    *words[at:]]
+            there = f"{jail.COURSE}/autograder"
+            return [*words[:at], "--ro-bind", there, there, "--dir", "/sys/kernel", *words[at:]]
         cold._bwrap = without
     """
     names = ["course files", "system files", "other processes"]
