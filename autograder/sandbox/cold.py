@@ -75,6 +75,7 @@ class Process:
                 self._let_in()
                 if self.connection.recv(1) != b"!":
                     raise OSError("it ended before its walls stood")
+                self._handle = os.pidfd_open(self.pid)  # its number may be another's one day
             except OSError as error:
                 self.bwrap.kill()
                 self.bwrap.wait()
@@ -99,8 +100,9 @@ class Process:
         """Reap it with all that it started, killed first if asked; its wait status, as the kernel would give it."""
         if kill:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # bubblewrap cannot have reaped it unseen: it ends right after
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
         code = self.bwrap.wait()
+        os.close(self._handle)
         return code - 128 if code > 128 else code << 8
 
 

@@ -10,6 +10,8 @@ A pid namespace dies with its pid 1, so killing the child kills all that it fork
 watchman kills every child. The keeper calls ``become_keeper`` once, before it imports anything large, and
 ``fork_jailed`` for each submission. Every wall is built or ``JailError`` names it: there is no half-built jail.
 
+``autograder.sandbox.cold`` has bubblewrap do the privileged half of this, and calls ``confine`` for the other.
+
 What this cannot hide is memory that the child inherits. The keeper must be started with ``ENVIRONMENT`` and nothing
 else in its environment, and must never have loaded a suite, a reference or a secret.
 """
