@@ -268,13 +268,13 @@ def many_files(outside: Outside) -> str:
 
 
 def _fill(most: int, block: bytes) -> int:
-    """Write blocks, sixteen to a file, until refused or past ``most``; return how many bytes went in."""
+    """Write blocks, sixteen to a file without a name, until refused or past ``most``; how many bytes went in."""
     written = 0
-    with contextlib.suppress(OSError):
+    with contextlib.ExitStack() as files, contextlib.suppress(OSError):
         while written <= most:
-            with open(f"/tmp/fill-{written}", "wb", buffering=0) as file:
-                for _ in range(16):
-                    written += file.write(block)
+            file = files.enter_context(tempfile.TemporaryFile(dir="/tmp", buffering=0))
+            for _ in range(16):
+                written += file.write(block)
     return written
 
 
