@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +14,19 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from autograder import course
 
@@ -54,6 +65,7 @@ def _explained() -> Iterator[None]:
     from autograder.authoring.release import ReleaseError
     from autograder.grading.collect import CollectError
     from autograder.grading.record import RecordError
+    from autograder.grading.run import ClusterError
     from autograder.grading.suite import SuiteError
     from autograder.sandbox.errors import SandboxUnavailable
 
@@ -65,12 +77,13 @@ def _explained() -> Iterator[None]:
         SuiteError,
         CollectError,
         RecordError,
+        ClusterError,
         SandboxUnavailable,
     )
     try:
         yield
     except known as error:
-        errors.print(f"[bold red]attn:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]attn:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -88,20 +101,49 @@ def _write_json(path: Path | None, data: Any) -> None:
         path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _write_json_list(path: Path | None, entries: Iterable[Any]) -> None:
+    """Write a list entry by entry, so that a long one need not fit into memory."""
+    from autograder.grading.record import writing
+
+    if path is None:
+        return
+    with _explained(), writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            separator = "["
+            for entry in entries:
+                file.write(f"{separator}\n{json.dumps(entry, indent=1, ensure_ascii=False)}")
+                separator = ","
+            file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+class _Rate(ProgressColumn):
+    """How many a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        """The rate once there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s")
+
+
 @contextmanager
-def _progress(title: str, total: int | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar; call what comes out with a word on each step."""
+def _progress(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left; call what comes out with a word on each step.
+
+    Where the total is known only later, say it in the call: ``step("s001", total=30)``.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[latest]}"),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(title, total=total, latest="")
-        yield lambda word: bar.update(task, advance=1, latest=word)
+        yield lambda word, **more: bar.update(task, advance=1, latest=word, **more)
 
 
 @app.command()
@@ -236,12 +278,12 @@ def _grade(
                 raise typer.BadParameter(f"{given} does not exist")
         if assignment is not None:
             _slugs([assignment])
-        with _explained(), _progress("submissions", None) as step:
+        with _explained(), _progress("submissions") as step:
 
             def progress(latest: Step) -> None:
-                step(f"{latest.result.student} {latest.result.assignment} of {latest.total}")
+                step(f"{latest.result.student} {latest.result.assignment}", total=latest.total)
 
-            run = run_grading(
+            run_grading(
                 paths,
                 assignment=assignment,
                 workers=workers,
@@ -251,15 +293,23 @@ def _grade(
                 db=db,
                 root=root,
                 progress=progress,
+                run=run,
             )
     finally:
-        _write_json(json_file, [result.as_json() for result in run.results])
+        _write_json_list(json_file, run.as_json())
     console.print(_grade_table(run))
     for problem in run.problems:
-        console.print(f"[yellow]•[/] {problem}", highlight=False, soft_wrap=True)
-    for slug, student, before, after in run.changed:
-        console.print(f"[yellow]•[/] {student} {slug}: {before:g} → {after:g}", highlight=False)
-    console.print(f"{run.judged} graded, {run.reused} unchanged, {len(run.ungraded)} ungraded.")
+        console.print(f"[yellow]•[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    for change in run.changed:
+        console.print(f"[yellow]•[/] {escape(str(change))}", highlight=False, soft_wrap=True)
+    for result in run.ungraded[:5]:
+        words = escape(f"{result.student} {result.assignment}: ungraded, {result.message}")
+        console.print(f"[red]•[/] {words}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{run.judged} graded ({run.exercises_judged} exercises), {run.reused} unchanged, {len(run.ungraded)} ungraded."
+    )
+    if run.ungraded:
+        console.print("What is ungraded has no new grade; run the same command again when the cause is mended.")
     return run
 
 

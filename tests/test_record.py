@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 from nbgrader.nbgraderformat import MetadataValidator
 from nbgrader.utils import determine_grade
+from servers import postgres_programs, postgres_server
 
 from autograder.grading import record
 from autograder.grading.record import (
@@ -569,37 +568,15 @@ def test_recording_does_not_grow_with_the_class(course):
 # ---------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-def _postgres_programs():
-    """Where initdb and pg_ctl lie: on the path, or where Debian keeps them."""
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    path = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
-    return shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
-
-
 @pytest.fixture
 def postgres():
     """A PostgreSQL server of our own on a socket in a new folder, or a skip that says what is missing."""
     pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
-    initdb, pg_ctl = _postgres_programs()
-    if not initdb or not pg_ctl:
+    programs = postgres_programs()
+    if None in programs:
         pytest.skip("PostgreSQL not tested: its programs initdb and pg_ctl are not installed")
-    root = Path(tempfile.mkdtemp(prefix="attn-pg-"))
-    user = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        shutil.chown(root, "postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-
-    def call(*arguments):
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, cwd="/", **user)
-
-    call(initdb, "-D", root / "data", "-A", "trust", "-U", "postgres", "--no-sync")
-    options = f"-k {root} -c listen_addresses= -c fsync=off"
-    call(pg_ctl, "-D", root / "data", "-l", root / "log", "-w", "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://postgres@/postgres?host={root}"
-    finally:
-        call(pg_ctl, "-D", root / "data", "-m", "immediate", "stop")
-        shutil.rmtree(root)
+    with postgres_server(*programs) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -1,108 +1,281 @@
-"""Whole runs: a local pool, an existing Dask cluster, a killed run that is finished by the next."""
+"""What a regrade does: judges what changed and no more, comes to what a full run would, and keeps what people wrote."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nbgrader.api import Gradebook
 
 from autograder import course
-from autograder.authoring.build import instructor_notebook
-from autograder.grading.run import grade
+from autograder.grading import cache
+from autograder.grading.record import COURSE_ID
+from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
+from autograder.grading.run import _change
 
-SLUG = "scaled_dot_product"
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("autograder", "solutions", "chapters", "_toc.yml", "nbgrader_config.py", "references.bib")
+SUITE, ANSWERS = "autograder/suites/test_additive.py", "autograder/answers/additive.py"
+REFERENCE, SHEET = "solutions/additive.py", "chapters/additive/exercises.md"
 
 
-@pytest.fixture(scope="module")
-def class_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three students hand in the references, the released notebook, and nothing readable."""
-    import nbformat
+def copy_of_the_course(folder: Path) -> Path:
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
 
-    root = tmp_path_factory.mktemp("class")
-    texts = {
-        "s001": nbformat.writes(instructor_notebook(SLUG)),
-        "s002": (course.CHAPTERS / SLUG / "exercises.ipynb").read_text(encoding="utf-8"),
-        "s003": "this is no notebook",
+
+# ---------------------------------------------------------------------------------------- which exercises are stale
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> Callable[[], dict]:
+    """A copy of the course that may be changed; call what comes out for the basis of its chapter `additive`."""
+    copy_of_the_course(tmp_path)
+    monkeypatch.setattr(cache, "TOOL", tmp_path / "autograder")
+    monkeypatch.setattr(course, "CHAPTERS", tmp_path / "chapters")
+    monkeypatch.setattr(course, "SOLUTIONS", tmp_path / "solutions")
+
+    def forget() -> None:
+        for remembered in (
+            cache.basis,
+            cache._module,
+            cache._grader,
+            course.sheet,
+            course.solution,
+            course.current_release,
+        ):
+            remembered.cache_clear()
+
+    def basis() -> dict:
+        forget()
+        return cache.basis("additive")
+
+    yield basis
+    monkeypatch.undo()
+    forget()
+
+
+EVERY = {exercise.name for exercise in course.sheet("additive").exercises}
+CHANGES = {
+    "a comment": (SUITE, "def softmax_by_loop", "# A remark.\ndef softmax_by_loop", set()),
+    "a helper of one exercise": (
+        SUITE,
+        "math.tanh(hidden_layer[h])",
+        "math.tanh(1 * hidden_layer[h])",
+        {"additive_scores"},
+    ),
+    "a weight": (
+        SUITE,
+        '@hidden("softmax", kind="property", weight=1',
+        '@hidden("softmax", kind="property", weight=3',
+        {"softmax", "attend"},
+    ),
+    "a new test": (
+        SUITE,
+        "MIB = 2**20\n",
+        'MIB = 2**20\n\n\n@hidden("hard_alignment")\ndef test_new(student):\n    """New."""\n',
+        {"hard_alignment"},
+    ),
+    "a statement of the whole suite": (SUITE, "MIB = 2**20\n", "MIB = 2**20\ntorch.manual_seed(0)\n", EVERY),
+    "the suites' kit": ("autograder/suites/kit.py", '"float64": 1e-9', '"float64": 2e-9', EVERY),
+    "the judge": ("autograder/grading/judge.py", "round(earned, 6)", "round(earned, 7)", EVERY),
+    "the sandbox": ("autograder/sandbox/session.py", "MAX_RESPAWNS = 24", "MAX_RESPAWNS = 25", EVERY),
+    "a mistake": (ANSWERS, 'by="scores.max()"', 'by="(scores.max())"', {"softmax", "attend"}),
+    "points": (SHEET, '"exercise": "attend", "points": 5', '"exercise": "attend", "points": 6', {"attend"}),
+    "a forbidden name": (
+        SHEET,
+        '"forbids": ["torch.nn.Multihead',
+        '"forbids": ["torch.save", "torch.nn.Multihead',
+        {"AdditiveAttention", "BahdanauDecoderStep"},
+    ),
+    "prose": (SHEET, '+++ {"exercise": "attend"', 'One more word.\n\n+++ {"exercise": "attend"', set()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_exactly_those_stale_that_rest_on_it(copied, tmp_path, change):
+    file, old, new, stale = CHANGES[change]
+    before = copied()
+    path = tmp_path / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    after = copied()
+    if any(before[part] != after[part] for part in ("grader", "libraries", "given")):
+        found = EVERY
+    else:
+        found = {i.partition("-")[2] for i in after["exercises"] if before["exercises"][i] != after["exercises"][i]}
+    assert found == stale
+
+
+def test_a_reference_makes_all_stale_that_lean_on_it(copied, tmp_path):
+    before = copied()
+    path = tmp_path / REFERENCE
+    text = path.read_text()
+    at = text.index("def softmax(")
+    body = text.index("    return", at)
+    path.write_text(text[:body] + "    scores = scores + 0\n" + text[body:])
+    after = copied()
+    assert before["given"] == after["given"]
+    stale = {i.partition("-")[2] for i in after["exercises"] if before["exercises"][i] != after["exercises"][i]}
+    assert {"softmax", "attend"} <= stale
+    assert not stale & {"steps_to_connect", "hard_alignment"}
+
+
+STEADY = (
+    "import numpy as np\nBIG = -1e9\ndef f(x, axis=-1):\n    y = x.copy()\n    y[0] = BIG\n    return y",
+    "class A:\n    size = 3\n    def __init__(self, n):\n        self.n = n\n    def go(self):\n        self.n += 1",
+    "results = [1, 2]\nresults.append(3)\ndef f(x):\n    return [y for y in x]",
+)
+REMEMBERING = (
+    "n = 0\ndef f(x):\n    global n\n    n += 1\n    return n",
+    "seen = {}\ndef f(x):\n    seen[1] = x",
+    "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)",
+    "def f(x, seen=[]):\n    seen.append(x)\n    return len(seen)",
+    "def f(x):\n    f.calls = getattr(f, 'calls', 0) + 1\n    return f.calls",
+    "def outer():\n    n = 0\n    def f(x):\n        nonlocal n\n        n += 1\n        return n\n    return f",
+    "import numpy as np\nrng = np.random.default_rng(0)\ndef f(x):\n    return rng.normal()",
+    "class A:\n    seen = []\n    def go(self, x):\n        self.seen.append(x)",
+    "import numpy as np\ndef f(x):\n    np.exp = None",
+    "def f(x):\n    setattr(f, 'n', 1)",
+)
+
+
+@pytest.mark.parametrize(("source", "keeps"), [(s, False) for s in STEADY] + [(s, True) for s in REMEMBERING])
+def test_a_notebook_that_remembers_calls_is_judged_as_a_whole(source, keeps):
+    assert cache.keeps_state([source]) is keeps
+    known = [ExerciseResult("additive-softmax", "", "passed", 1.0, 1.0)]
+    assert bool(cache.known_still(known, [source])) is not keeps
+
+
+def test_only_a_sound_result_of_the_same_notebook_and_numbers_is_kept():
+    now = cache.basis("additive")
+    exercises = tuple(ExerciseResult(i, "", "passed", 1.0, 1.0) for i in now["exercises"])
+    seed = cache.student_seed(b"secret", "additive", "s001")
+    sha256 = cache.hashlib.sha256(b"data").hexdigest()
+    kept = SubmissionResult("additive", "s001", sha256, seed, "graded", "ok", 8, 8, 0.1, exercises, basis=now)
+    assert cache.still_true(kept, b"data", b"secret") == exercises
+    assert not cache.still_true(kept, b"other", b"secret")
+    assert not cache.still_true(kept, b"data", b"another secret")
+    assert not cache.still_true(replace(kept, status="ungraded", outcome="infrastructure"), b"data", b"secret")
+    assert not cache.still_true(replace(kept, basis={}), b"data", b"secret")
+    for outcome, message in (("timeout", ""), ("memory", ""), ("crashed", "its process ended in the middle of a call")):
+        test = TestResult("test_x", "", outcome, 0.0, 1.0, message)
+        ended = replace(exercises[0], outcome=outcome, tests=(test,))
+        assert not cache.still_true(replace(kept, exercises=(ended, *exercises[1:])), b"data", b"secret")
+    raised = replace(exercises[0], tests=(TestResult("test_x", "", "crashed", 0.0, 1.0, "it raised ValueError"),))
+    assert cache.still_true(replace(kept, exercises=(raised, *exercises[1:])), b"data", b"secret")
+
+
+def test_a_fault_of_the_grader_is_no_change_of_a_grade():
+    result = SubmissionResult("additive", "s001", "", "", "graded", "ok", 8, 8, 0.1)
+    assert _change(result, replace(result, status="ungraded", score=0.0)) is None
+    assert _change(result, replace(result, seconds=3.0)) is None
+    change = _change(result, replace(result, score=7.5, notebook_sha256="other"))
+    assert (change.before, change.after) == (8, 7.5)
+
+
+# -------------------------------------------------------------------------------------------------- a real regrade
+
+
+def hidden_tests_of(folder: Path, exercise: str) -> set[str]:
+    """Names of the hidden tests of one exercise, as the suite's source has them."""
+    found = set()
+    for node in ast.parse((folder / SUITE).read_text()).body:
+        for decorator in getattr(node, "decorator_list", []):
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.args[0]) == repr(exercise):
+                found.add(node.name)
+    return found
+
+
+def steady(entry: dict) -> dict:
+    return {key: value for key, value in entry.items() if key not in ("seconds", "changed")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_regrade_after_one_suite_changed(tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    copy_of_the_course(folder)
+    # The copy's suites write down each test that runs.
+    conftest = folder / "autograder/suites/conftest.py"
+    seated = "        assert seat.student is not None\n"
+    note = """        with Path(__import__("os").environ["RAN"]).open("a") as ran:
+            print(request.node.name, file=ran)
+"""
+    assert conftest.read_text().count(seated) == 1
+    conftest.write_text(conftest.read_text().replace(seated, seated + note))
+    for student in ("s001", "s004"):
+        shutil.copytree(ROOT / "examples/submitted" / student / "additive", tmp_path / "class" / student / "additive")
+    ran = tmp_path / "ran"
+    (tmp_path / "secret").write_text("5a" * 32)
+    environment = os.environ | {
+        "RAN": str(ran),
+        "PYTHONPATH": str(folder),
+        "ATTN_SECRET_FILE": str(tmp_path / "secret"),
     }
-    for student, text in texts.items():
-        folder = root / student / SLUG
-        folder.mkdir(parents=True)
-        (folder / "exercises.ipynb").write_text(text, encoding="utf-8")
-    return root
+    environment.pop("ATTN_DB", None)
 
+    def attn_grade(*options: str) -> tuple[str, list[dict], set[str]]:
+        ran.write_text("")
+        command = [sys.executable, "-m", "autograder.cli", "grade", str(tmp_path / "class"), "--workers", "1"]
+        command += ["--json", str(tmp_path / "out.json"), *options]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, json.loads((tmp_path / "out.json").read_text()), set(ran.read_text().split())
 
-@pytest.fixture(autouse=True)
-def secret(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path_factory.getbasetemp() / "secret"
-    path.write_text("ab" * 32)
-    monkeypatch.setenv("ATTN_SECRET_FILE", str(path))
+    everything = {name for exercise in EVERY for name in hidden_tests_of(folder, exercise)}
+    _, first, names = attn_grade()
+    assert names == everything
+    url = f"sqlite:///{folder / 'course' / 'gradebook.db'}"
+    with Gradebook(url, COURSE_ID) as book:
+        book.find_grade("additive-softmax-tests", "exercises", "additive", "s001").manual_score = 1.5
+        book.find_grade("additive-hard_alignment-tests", "exercises", "additive", "s004").manual_score = 0.5
+        book.find_comment("additive-softmax", "exercises", "additive", "s001").manual_comment = "Come and see me."
+        book.db.commit()
 
-
-def _without_seconds(results: list) -> list[dict]:
-    return [{**result.as_json(), "seconds": None} for result in results]
-
-
-def test_a_dask_cluster_gives_the_grades_of_a_local_pool(class_of_three: Path, tmp_path: Path) -> None:
-    local = grade([class_of_three], root=tmp_path / "local", workers=2)
-    program = (
-        "from distributed import LocalCluster\n"
-        "if __name__ == '__main__':\n"
-        "    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:\n"
-        "        print(cluster.scheduler_address, flush=True)\n"
-        "        input()\n"
+    suite = folder / SUITE
+    suite.write_text(
+        suite.read_text() + '\n\n@hidden("hard_alignment", kind="edge")\ndef test_nobody_passes(student, rng):\n'
+        '    """Never holds."""\n    student.hard_alignment\n    require(False, "This never holds.")\n'
     )
-    script = tmp_path / "cluster.py"
-    script.write_text(program)
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as cluster:
-        assert cluster.stdout is not None and cluster.stdin is not None
-        address = cluster.stdout.readline().strip()
-        remote = grade([class_of_three], root=tmp_path / "remote", scheduler=address)
-        cluster.stdin.write("\n")
-        cluster.stdin.close()
-    assert [result.score for result in local.results] == [course.sheet(SLUG).points, 0.0, 0.0]
-    assert [result.outcome for result in local.results] == ["ok", "ok", "invalid_notebook"]
-    assert _without_seconds(remote.results) == _without_seconds(local.results)
+    said, second, names = attn_grade()
+    assert names == hidden_tests_of(folder, "hard_alignment")
+    assert "2 graded (2 exercises)" in said
+    before, after = first[0]["score"], second[0]["score"]
+    assert after < before
+    line = f"s001 additive: {before:g} → {after:g} (additive-hard_alignment: its suite changed)"
+    assert line in " ".join(said.split())
+    (exercise,) = second[0]["changed"]["exercises"]
+    assert (exercise["id"], exercise["why"]) == ("additive-hard_alignment", ["its suite changed"])
+    assert (second[0]["changed"]["before"], second[0]["changed"]["after"]) == (before, after)
 
+    said, third, names = attn_grade("--force")
+    assert names == everything | {"test_nobody_passes"}
+    assert "→" not in said
+    assert [entry["changed"] for entry in third] == [None, None]
+    assert [steady(entry) for entry in third] == [steady(entry) for entry in second]
 
-def test_nothing_is_judged_twice_and_force_judges_again(class_of_three: Path, tmp_path: Path) -> None:
-    first = grade([class_of_three], root=tmp_path, workers=1)
-    second = grade([class_of_three], root=tmp_path, workers=1)
-    third = grade([class_of_three / "s001"], root=tmp_path, workers=1, force=True)
-    assert (first.judged, first.reused) == (3, 0)
-    assert (second.judged, second.reused) == (0, 3)
-    assert (third.judged, third.reused) == (1, 0)
-    assert _without_seconds(second.results) == _without_seconds(first.results)
-    assert _without_seconds(third.results) == _without_seconds(first.results[:1])
-    assert not third.changed
-
-
-def test_a_killed_run_is_finished_by_the_next(class_of_three: Path, tmp_path: Path) -> None:
-    root = tmp_path / "course"
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom autograder.grading.run import grade\n"
-        "if __name__ == '__main__':\n"
-        "    grade([Path(sys.argv[1])], root=Path(sys.argv[2]), workers=1)\n"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(program)
-    process = subprocess.Popen([sys.executable, str(script), str(class_of_three), str(root)], env=os.environ.copy())
-    deadline = time.monotonic() + 120
-    while not list(root.glob("results/*/*.json")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = grade([class_of_three], root=root, workers=1)
-    whole = grade([class_of_three], root=tmp_path / "whole", workers=1)
-    assert _without_seconds(run.results) == _without_seconds(whole.results)
-    stored = sorted(root.glob("results/*/*.json"))
-    assert [json.loads(path.read_text())["score"] for path in stored] == [result.score for result in whole.results]
-    shutil.rmtree(root)
+    with Gradebook(url, COURSE_ID) as book:
+        kept = book.find_grade("additive-softmax-tests", "exercises", "additive", "s001")
+        touched = book.find_grade("additive-hard_alignment-tests", "exercises", "additive", "s004")
+        assert (kept.manual_score, kept.needs_manual_grade) == (1.5, False)
+        assert touched.manual_score == 0.5
+        comment = book.find_comment("additive-softmax", "exercises", "additive", "s001")
+        assert comment.manual_comment == comment.comment == "Come and see me."
+        assert book.find_submission("additive", "s001").score == pytest.approx(after - 3 + 1.5)

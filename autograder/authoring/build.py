@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -61,8 +62,14 @@ def build(slug: str, *, check: bool = False) -> Built:
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    data = text.encode()
+    if not path.exists() or path.read_bytes() != data:
+        half = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            half.write_bytes(data)
+            half.replace(path)  # whoever is killed before this leaves the old notebook whole
+        finally:
+            half.unlink(missing_ok=True)
 
 
 def instructor_notebook(slug: str) -> NotebookNode:

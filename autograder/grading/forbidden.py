@@ -100,7 +100,7 @@ class Reach:
         self.patches: list[ast.AST] = []
         for index, source in enumerate(cells):
             try:
-                tree = ast.parse(_plain_python(source))
+                tree = ast.parse(plain_python(source))
             except (SyntaxError, ValueError):
                 continue  # what cannot be parsed cannot run either
             except (RecursionError, MemoryError):  # but this may, with a higher limit
@@ -245,7 +245,7 @@ def _transformer() -> Any:
     return TransformerManager()  # type: ignore[no-untyped-call]
 
 
-def _plain_python(source: str) -> str:
+def plain_python(source: str) -> str:
     """The cell as IPython runs it: `%…`, `!…` and `…?` become calls of `get_ipython()`."""
     if source.lstrip().startswith("%%"):  # the magic's first line; its body runs like any other
         source = "\n" + source.lstrip().partition("\n")[2]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
+from autograder.grading.cache import disturbs, known_still
 from autograder.grading.forbidden import Finding, Reach, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
-from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, own_seed, seed_of, suite
+from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, own_seed, seed_of, student_seed, suite
 from autograder.sandbox.errors import SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.session import CellFault, Session
@@ -26,7 +27,13 @@ Seeds = Callable[[str], int]
 
 
 def judge_notebook(
-    data: bytes, slug: str, student: str, *, secret: bytes | None = None, limits: Limits | None = None
+    data: bytes,
+    slug: str,
+    student: str,
+    *,
+    secret: bytes | None = None,
+    limits: Limits | None = None,
+    known: Iterable[ExerciseResult] = (),
 ) -> SubmissionResult:
     """Grade one notebook.
 
@@ -36,6 +43,7 @@ def judge_notebook(
         student: the student's id; hidden numbers depend on it.
         secret: the course secret (by default the one kept beside the course).
         limits: of the jail.
+        known: results of exercises that need not be judged again.
 
     Returns:
         The result; a notebook that cannot be read scores 0, a fault of the grader leaves it ungraded.
@@ -44,7 +52,7 @@ def judge_notebook(
     start = time.perf_counter()
     exercises = course.sheet(slug).exercises
     total = course.sheet(slug).points
-    seed = f"{seed_of(secret, slug, student, ''):032x}"[:16]
+    seed = student_seed(secret, slug, student)
 
     def result(status: str, outcome: str, graded: Sequence[ExerciseResult], **more: object) -> SubmissionResult:
         seconds = round(time.perf_counter() - start, 3)
@@ -70,15 +78,35 @@ def judge_notebook(
         blank = [_blank(exercise, "invalid_notebook", str(error)) for exercise in exercises]
         return result("graded", "invalid_notebook", blank, message=str(error))
     try:
-        with Session(notebook.cells, limits) as session:
-            graded = judge_exercises(
-                session, notebook.cells, exercises, lambda test: seed_of(secret, slug, student, test)
-            )
+        graded = _judged(
+            notebook.cells,
+            exercises,
+            lambda test: seed_of(secret, slug, student, test),
+            limits,
+            known_still(known, notebook.cells),
+        )
     except (SandboxUnavailable, GraderFault) as error:
         return result(
             "ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error)
         )
     return result("graded", "ok", graded, release=notebook.release, notes=_notes(slug, notebook.release))
+
+
+def _judged(
+    cells: Sequence[str],
+    exercises: Sequence[Exercise],
+    seeds: Seeds,
+    limits: Limits | None,
+    known: Mapping[str, ExerciseResult],
+) -> list[ExerciseResult]:
+    """The exercises judged in a process of their own, all but those that are known."""
+    if all(exercise.id in known for exercise in exercises):
+        return [known[exercise.id] for exercise in exercises]
+    with Session(cells, limits) as session:
+        graded = judge_exercises(session, cells, exercises, seeds, known)
+    if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
+        return _judged(cells, exercises, seeds, limits, {})
+    return graded
 
 
 def _notes(slug: str, release: str | None) -> tuple[str, ...]:
@@ -97,12 +125,19 @@ def _blank(exercise: Exercise, outcome: str, message: str = "") -> ExerciseResul
 
 
 def judge_exercises(
-    session: Session, cells: Sequence[str], exercises: Sequence[Exercise], seeds: Seeds
+    session: Session,
+    cells: Sequence[str],
+    exercises: Sequence[Exercise],
+    seeds: Seeds,
+    known: Mapping[str, ExerciseResult] | None = None,
 ) -> list[ExerciseResult]:
-    """Judge these exercises of a running submission."""
+    """Judge these exercises of a running submission, and take over those that are known."""
     results: list[ExerciseResult] = []
     code = read(cells, session.faults)
     for exercise in exercises:
+        if known and exercise.id in known:
+            results.append(known[exercise.id])
+            continue
         ruled_out = forbidden_result(exercise, cells, session, code)
         if ruled_out is not None:
             results.append(ruled_out)

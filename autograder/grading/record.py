@@ -24,6 +24,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,8 @@ __all__ = [
     "write_feedback",
     "write_report",
     "write_result",
+    "write_source",
+    "writing",
 ]
 
 COURSE_ID = "attention-in-depth"
@@ -121,15 +124,22 @@ def result_path(course: Path, slug: str, student: str) -> Path:
 def write_result(course: Path, result: SubmissionResult) -> Path:
     """Writes one result to the run log: whole or not at all, and on the disk when this returns."""
     path = result_path(course, result.assignment, result.student)
-    with _disk(path):
+    with writing(path):
         _replace(path, (json.dumps(result.as_json(), indent=1) + "\n").encode(), course, sync=True)
     return path
+
+
+def write_source(course: Path, slug: str, data: bytes) -> None:
+    """Writes the instructor's notebook of an assignment to ``course/source``, whole or not at all."""
+    path = course / "source" / slug / f"{NOTEBOOK}.ipynb"
+    with writing(path):
+        _replace_if_new(path, data, course)
 
 
 def write_feedback(course: Path, result: SubmissionResult, *, name: str | None = None, penalty: float = 0.0) -> Path:
     """Writes the page that the student reads, and removes nbgrader's page of an earlier grading."""
     path = course / "feedback" / result.student / result.assignment / "feedback.html"
-    with _disk(path):
+    with writing(path):
         _replace(path, feedback_page(result, name=name or None, penalty=penalty).encode("utf-8", "replace"), course)
         path.with_name(f"{NOTEBOOK}.html").unlink(missing_ok=True)
     return path
@@ -138,7 +148,7 @@ def write_feedback(course: Path, result: SubmissionResult, *, name: str | None =
 def write_report(course: Path, name: str, data: bytes) -> Path:
     """Writes one file below ``course/report``, whole or not at all."""
     path = course / "report" / name
-    with _disk(path):
+    with writing(path):
         _replace_if_new(path, data, course)
     return path
 
@@ -210,7 +220,7 @@ class Recorder:
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        with _disk(self.course):
+        with writing(self.course):
             self.course.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.course / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -302,7 +312,7 @@ class Recorder:
     def _write_notebook(self, folder: Path, data: bytes, timestamp: datetime | None) -> None:
         """A notebook with its time; a file that is the same already is left alone."""
         notebook, stamped = folder / f"{NOTEBOOK}.ipynb", folder / "timestamp.txt"
-        with _disk(folder):
+        with writing(folder):
             _replace_if_new(notebook, data, self.course)
             if timestamp is None:
                 stamped.unlink(missing_ok=True)
@@ -343,13 +353,17 @@ class Recorder:
         from nbgrader.api import InvalidEntry, MissingEntry
         from sqlalchemy.exc import SQLAlchemyError
 
+        log = logging.getLogger("tornado.application")
+        loud, log.disabled = log.disabled, True  # nbgrader prints there, at length, what we say in a sentence
         try:
             yield
         except (SQLAlchemyError, InvalidEntry, MissingEntry, OSError, ImportError) as error:
             if self._gradebook is not None:
                 with suppress(SQLAlchemyError):
                     self._gradebook.db.rollback()
-            raise _gradebook_error(error) from error
+            raise _gradebook_error(error, self.url) from error
+        finally:
+            log.disabled = loud
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -583,7 +597,7 @@ def open_gradebook(url: str) -> Gradebook:
         _make_tables(url)
         return Gradebook(url, COURSE_ID)
     except (SQLAlchemyError, ImportError) as error:
-        raise _gradebook_error(error) from error
+        raise _gradebook_error(error, url) from error
 
 
 def _make_tables(url: str) -> None:
@@ -613,8 +627,16 @@ def _make_tables(url: str) -> None:
         engine.dispose()
 
 
-def _gradebook_error(error: Exception) -> RecordError:
-    """What the database said, and what to do."""
+def _gradebook_error(error: Exception, url: str) -> RecordError:
+    """Which database said what, and what to do."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        address = make_url(url)
+        name = address.database if address.drivername == "sqlite" else address.render_as_string()  # hides a password
+    except ArgumentError:
+        name = "of this URL"
     text = " ".join(str(getattr(error, "orig", None) or error).split())
     causes = {
         "locked": "close formgrader and other nbgrader programs, then run this again: nothing is lost",
@@ -628,25 +650,35 @@ def _gradebook_error(error: Exception) -> RecordError:
     remedy = next((words for sign, words in causes.items() if sign in text.lower()), "see the message above")
     if isinstance(error, ModuleNotFoundError):
         remedy = "install the driver that the URL asks for"
-    return GradebookError(f"the gradebook refused ({text[:300]})", remedy)
+    return GradebookError(f"the gradebook {name} refused ({text[:300]})", remedy)
 
 
 # -------------------------------------------------------------------------------------------------------- files
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Turns a disk that refuses into a sentence."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns a disk that refuses into a sentence that names the file.
+
+    Raises:
+        RecordError: in place of any OSError.
+    """
     try:
         yield
     except OSError as error:
+        again = "then run this again: nothing is lost"
         remedies = {
-            errno.ENOSPC: "free some space on the disk, then run this again: nothing is lost",
-            errno.EDQUOT: "free some of your quota, then run this again: nothing is lost",
+            errno.ENOSPC: f"free some space on the disk, {again}",
+            errno.EDQUOT: f"free some of your quota, {again}",
+            errno.EFBIG: f"allow larger files (ulimit -f), {again}",
             errno.EROFS: "the file system is read-only: give the course a place that is not",
+            errno.EISDIR: f"a folder lies where a file is meant: move it away, {again}",
+            errno.ENOTDIR: f"a file lies where a folder is meant: move it away, {again}",
+            errno.EEXIST: f"something else lies there: move it away, {again}",
         }
-        remedy = remedies.get(error.errno or 0, "check the permissions of the course's folder")
-        raise RecordError(f"{path} could not be written ({error.strerror or error})", remedy) from error
+        remedy = remedies.get(error.errno or 0, f"check who may write there, {again}")
+        place = path if error.filename is None or ".tmp" in str(error.filename) else error.filename
+        raise RecordError(f"{place} could not be written ({error.strerror or error})", remedy) from error
 
 
 def _sweep(scratch: Path) -> None:

@@ -64,7 +64,10 @@ class ExerciseResult:
 
 @dataclass(frozen=True)
 class SubmissionResult:
-    """One submission, graded or not, with all that feedback and the gradebook need."""
+    """One submission, graded or not, with all that feedback and the gradebook need.
+
+    ``basis`` holds digests of what the result rests on, from which a regrade sees what has to be judged again.
+    """
 
     assignment: str
     student: str
@@ -80,6 +83,7 @@ class SubmissionResult:
     release: str | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    basis: dict[str, Any] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     def as_json(self) -> dict[str, Any]:

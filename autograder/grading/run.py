@@ -1,49 +1,127 @@
 """Grades a class: what is new or changed goes to the workers, results come back one by one and are recorded at once.
 
 The jobs run behind the `concurrent.futures` interface, on this machine's cores or on an existing Dask cluster. There is
-one writer, and a result is on disk before it counts; a run that is killed is finished by running it again.
+one writer, and a result is on disk before it counts; a run that is killed is finished by running it again. Of a class
+of any size only the names and a few submissions in flight are held in memory.
+
+Errors::
+
+    CollectError    the submissions or the roster cannot be used
+    RecordError     a grade could not be written; the message says what to do
+    ClusterError    the Dask cluster does not answer, or has no worker left
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import shutil
+import multiprocessing
+import os
 import signal
+import threading
+import time
+from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, overload
 
 from autograder import course
 from autograder.authoring.build import build
+from autograder.grading.cache import basis, fingerprint, still_true, why
 from autograder.grading.collect import Collected, CollectError, Problem, Roster, Submission, find_submissions
 from autograder.grading.judge import judge_notebook
-from autograder.grading.record import Recorder, RecordError, read_result, result_path
-from autograder.grading.result import SubmissionResult
+from autograder.grading.record import Recorder, RecordError, read_result, result_path, write_source, writing
+from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.grading.secret import course_secret
-from autograder.grading.suite import SUITES
 
 TRIES = 3
+DESERTED_SECONDS = 60.0
+"""How long a cluster may be without a worker before the run gives up."""
+
+
+class ClusterError(Exception):
+    """The Dask cluster cannot do the work; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class ExerciseChange:
+    """An exercise whose score is another one than before, and which of the things it rests on differ."""
+
+    id: str
+    before: float | None
+    after: float | None
+    why: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.id}: {', '.join(self.why) or 'nothing that it rests on changed'}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A grade that is another one than before."""
+
+    assignment: str
+    student: str
+    before: float
+    after: float
+    exercises: tuple[ExerciseChange, ...]
+
+    def __str__(self) -> str:
+        because = f" ({'; '.join(map(str, self.exercises))})" if self.exercises else ""
+        return f"{self.student} {self.assignment}: {self.before:g} → {self.after:g}{because}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The field ``changed`` of ``attn grade --json``."""
+        return {key: value for key, value in asdict(self).items() if key not in ("assignment", "student")}
+
+
+class Results(Sequence[SubmissionResult]):
+    """Results in the order of (assignment, student), each read from the run log when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._keys: list[tuple[str, str]] = []
+
+    def add(self, result: SubmissionResult) -> None:
+        """Note a result that is in the run log."""
+        insort(self._keys, (result.assignment, result.student))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> SubmissionResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SubmissionResult]: ...
+    def __getitem__(self, index: int | slice) -> SubmissionResult | list[SubmissionResult]:
+        if isinstance(index, slice):
+            return [self._read(key) for key in self._keys[index]]
+        return self._read(self._keys[index])
+
+    def _read(self, key: tuple[str, str]) -> SubmissionResult:
+        return read_result(result_path(self._folder, *key))
 
 
 @dataclass
 class GradeRun:
     """What one run of `attn grade` came to."""
 
-    results: list[SubmissionResult] = field(default_factory=list)
+    results: Results = field(default_factory=lambda: Results(course.COURSE))
+    ungraded: Results = field(default_factory=lambda: Results(course.COURSE))
+    """Submissions that the grader could not grade."""
     problems: list[Problem] = field(default_factory=list)
     judged: int = 0
     reused: int = 0
-    changed: list[tuple[str, str, float, float]] = field(default_factory=list)
+    exercises_judged: int = 0
+    changed: list[Change] = field(default_factory=list)
 
-    @property
-    def ungraded(self) -> list[SubmissionResult]:
-        """Submissions that the grader could not grade."""
-        return [result for result in self.results if result.status != "graded"]
+    def as_json(self) -> Iterator[dict[str, Any]]:
+        """The entries of ``attn grade --json``, one after the other; ``changed`` says what a regrade changed."""
+        changes = {(change.assignment, change.student): change.as_json() for change in self.changed}
+        for result in self.results:
+            yield {**result.as_json(), "changed": changes.get((result.assignment, result.student))}
 
 
 @dataclass(frozen=True)
@@ -66,6 +144,7 @@ def grade(
     db: str | None = None,
     root: Path | None = None,
     progress: Callable[[Step], None] = lambda _: None,
+    run: GradeRun | None = None,
 ) -> GradeRun:
     """Grade every submission found below the paths.
 
@@ -79,105 +158,182 @@ def grade(
         db: URL of the gradebook.
         root: the folder for everything written (by default `course/`).
         progress: called after each submission.
+        run: filled as the work goes on, so that whoever stops it has what was done (by default a new one).
 
     Raises:
         CollectError: an assignment or the roster cannot be used.
-        RecordError: the gradebook cannot be written; the message says what to do.
+        RecordError: a file or the gradebook cannot be written; the message says what to do.
+        ClusterError: the scheduler does not answer, or has no worker left.
     """
     folder = root or course.COURSE
+    run = run or GradeRun()
+    run.results, run.ungraded = Results(folder), Results(folder)
     known = course.slugs()
-    for slug in known:
-        build(slug)  # the gradebook learns its cells from the instructor's notebook
-        if folder != course.COURSE:
-            shutil.copytree(course.SOURCE / slug, folder / "source" / slug, dirs_exist_ok=True)
+    with writing(folder):
+        for slug in known:
+            build(slug)  # the gradebook learns its cells from the instructor's notebook
     register = Roster.read(roster) if roster else None
-    run = GradeRun()
     with find_submissions(paths or [folder / "submitted"], assignment, known=known, roster=register) as collected:
-        run.problems = list(collected.problems)
+        run.problems.extend(collected.problems)
         config = course.ROOT / "nbgrader_config.py"
         with Recorder(folder, db=db, config=config, roster=register) as recorder:
-            for submission, data, result, fresh in _judged(collected, run.problems, folder, workers, scheduler, force):
-                before = _previous(folder, submission)
-                if fresh or not recorder.is_recorded(result, submission.timestamp):
-                    recorder.record(result, data, submission.timestamp)
-                run.judged += fresh
-                run.reused += not fresh
-                if before is not None and before.status == "graded" and before.score != result.score:
-                    run.changed.append((result.assignment, result.student, before.score, result.score))
-                run.results.append(result)
+            if folder != course.COURSE:
+                for slug in known:
+                    write_source(folder, slug, (course.SOURCE / slug / "exercises.ipynb").read_bytes())
+            for judged in _judged(collected, run.problems, folder, workers, scheduler, force):
+                result, submission = judged.result, judged.submission
+                before = _previous(folder, submission) if judged.fresh else None
+                if judged.fresh or not recorder.is_recorded(result, submission.timestamp):
+                    recorder.record(result, judged.data, submission.timestamp)
+                run.judged += judged.fresh
+                run.reused += not judged.fresh
+                run.exercises_judged += judged.exercises
+                if before is not None and (change := _change(before, result)) is not None:
+                    run.changed.append(change)
+                run.results.add(result)
+                if result.status != "graded":
+                    run.ungraded.add(result)
                 progress(Step(len(run.results), len(collected.submissions), result))
-    run.results.sort(key=lambda result: (result.assignment, result.student))
+    run.changed.sort(key=lambda change: (change.assignment, change.student))
     return run
 
 
-Judged = tuple[Submission, bytes, SubmissionResult, bool]
+def _change(before: SubmissionResult, after: SubmissionResult) -> Change | None:
+    """What differs between two gradings of the same student, or None where no score does."""
+    if before.status != "graded" or after.status != "graded":
+        return None
+    then, now = ({exercise.id: exercise.score for exercise in result.exercises} for result in (before, after))
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if not names and before.score == after.score:
+        return None
+    exercises = (ExerciseChange(name, then.get(name), now.get(name), why(before, after, name)) for name in names)
+    return Change(after.assignment, after.student, before.score, after.score, tuple(exercises))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A result and where it is from; ``exercises`` of it were judged just now."""
+
+    submission: Submission
+    data: bytes
+    result: SubmissionResult
+    exercises: int = 0
+    fresh: bool = True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A submission to be judged, the exercises that need not be, and how many times it was tried."""
+
+    submission: Submission
+    known: frozenset[str] = frozenset()
+    attempt: int = 1
 
 
 def _judged(
     collected: Collected, problems: list[Problem], folder: Path, workers: int, scheduler: str | None, force: bool
-) -> Iterator[Judged]:
-    """Results as they come, in any order; the flag says whether the submission was judged just now."""
+) -> Iterator[_Judged]:
+    """Results as they come, in any order."""
     secret = course_secret()
-    todo: list[Submission] = []
+    todo: list[_Job] = []
     for submission in collected.submissions:
         try:
             data = submission.read()
-        except CollectError as error:  # it vanished, or changed, since it was found
-            problems.append(Problem(submission.place, str(error), student=submission.student, slug=submission.slug))
+        except CollectError as error:
+            problems.append(_unreadable(submission, error))
             continue
         previous = None if force else _previous(folder, submission)
-        if previous is not None and previous.fingerprint == fingerprint(
+        if previous is None:
+            todo.append(_Job(submission))
+        elif previous.status == "graded" and previous.fingerprint == fingerprint(
             submission.slug, submission.student, data, secret
         ):
-            yield submission, data, previous, False
+            yield _Judged(submission, data, previous, fresh=False)
         else:
-            todo.append(submission)
+            known = still_true(previous, data, secret)
+            todo.append(_Job(submission, frozenset(exercise.id for exercise in known)))
     if todo:
-        with _executors(workers, scheduler) as start:
-            yield from _run_jobs(todo, start, 2 * workers, secret)
+        with _executors(workers, scheduler) as crew:
+            yield from _run_jobs(todo, crew, folder, secret, problems)
+
+
+def _unreadable(submission: Submission, error: CollectError) -> Problem:
+    """A submission that vanished, or changed, since it was found."""
+    return Problem(submission.place, str(error), student=submission.student, slug=submission.slug)
 
 
 def _run_jobs(
-    todo: Sequence[Submission], start: Callable[[], Executor], window: int, secret: bytes
-) -> Iterator[Judged]:
+    todo: Sequence[_Job], crew: _Crew, folder: Path, secret: bytes, problems: list[Problem]
+) -> Iterator[_Judged]:
     """Keep a few jobs in flight, so that memory does not grow with the class."""
-    executor = start()
-    queue = [(submission, 1) for submission in reversed(todo)]
-    flying: dict[Future[SubmissionResult], tuple[Submission, bytes, int]] = {}
+    executor = crew.start()
+    queue = list(reversed(todo))
+    flying: dict[Future[tuple[SubmissionResult, int]], tuple[_Job, bytes]] = {}
     while queue or flying:
-        while queue and len(flying) < window:
-            submission, attempt = queue.pop()
-            data = submission.read()
+        while queue and len(flying) < crew.window:
+            job = queue.pop()
             try:
-                flying[executor.submit(_job, data, submission.slug, submission.student, secret)] = (
-                    submission,
-                    data,
-                    attempt,
-                )
+                data = job.submission.read()
+            except CollectError as error:
+                problems.append(_unreadable(job.submission, error))
+                continue
+            try:
+                flying[_submit(executor, job, data, folder, secret)] = job, data
             except RuntimeError:  # the pool broke; its jobs come back below as failed futures
-                queue.append((submission, attempt))
+                queue.append(job)
                 break
-        done, _ = wait(flying, return_when=FIRST_COMPLETED) if flying else (set(), None)
-        broken = not flying
+        done, _ = wait(flying, timeout=5, return_when=FIRST_COMPLETED) if flying else (set(), None)
+        broken = bool(queue) and not flying
         for future in done:
-            submission, data, attempt = flying.pop(future)
+            job, data = flying.pop(future)
+            exercises = 0
             try:
-                result = future.result()
+                result, exercises = future.result()
+                result = _of_this_course(result, job.submission, data, secret)
             except Exception as error:
                 broken = True
-                result = _lost(submission, data, f"a worker was lost: {type(error).__name__}: {error}")
-            if result.status != "graded" and attempt < TRIES:
-                queue.append((submission, attempt + 1))
+                result = _lost(job.submission, data, f"a worker was lost: {type(error).__name__}: {error}")
+            if result.status != "graded" and job.attempt < TRIES:
+                queue.append(replace(job, attempt=job.attempt + 1))
             else:
-                yield submission, data, result, True
+                yield _Judged(job.submission, data, result, exercises)
+        if broken or not done:
+            crew.check()
         if broken:
-            executor = start()
+            executor = crew.start()
 
 
-def _job(data: bytes, slug: str, student: str, secret: bytes) -> SubmissionResult:
-    """One submission, judged; runs in a worker."""
-    result = judge_notebook(data, slug, student, secret=secret)
-    return replace(result, fingerprint=fingerprint(slug, student, data, secret))
+def _submit(
+    executor: Executor, job: _Job, data: bytes, folder: Path, secret: bytes
+) -> Future[tuple[SubmissionResult, int]]:
+    slug, student = job.submission.slug, job.submission.student
+    previous = _previous(folder, job.submission) if job.known else None
+    known = tuple(e for e in previous.exercises if e.id in job.known) if previous is not None else ()
+    return executor.submit(_work, data, slug, student, secret, known)
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _work(
+    data: bytes, slug: str, student: str, secret: bytes, known: tuple[ExerciseResult, ...]
+) -> tuple[SubmissionResult, int]:
+    """One submission judged, and how many of its exercises were; runs in a worker."""
+    with _one_at_a_time:  # a suite seats one submission, and a Dask worker may have many threads
+        result = judge_notebook(data, slug, student, secret=secret, known=known)
+        kept = sum(any(exercise is other for other in known) for exercise in result.exercises)
+        rests_on = basis(slug)
+        mark = fingerprint(slug, student, data, secret)
+    return replace(result, fingerprint=mark, basis=rests_on), len(result.exercises) - kept
+
+
+def _of_this_course(result: SubmissionResult, submission: Submission, data: bytes, secret: bytes) -> SubmissionResult:
+    """The result, unless the worker's course or libraries are others than ours: then it is nobody's grade."""
+    if result.fingerprint == fingerprint(submission.slug, submission.student, data, secret):
+        return result
+    ours = basis(submission.slug)
+    parts = [part for part in ours if result.basis.get(part) != ours[part]]
+    return _lost(submission, data, f"the worker's copy of the course differs from this one ({', '.join(parts)})")
 
 
 def _lost(submission: Submission, data: bytes, message: str) -> SubmissionResult:
@@ -188,14 +344,21 @@ def _lost(submission: Submission, data: bytes, message: str) -> SubmissionResult
     )
 
 
-@contextmanager
-def _executors(workers: int, scheduler: str | None) -> Iterator[Callable[[], Executor]]:
-    """A function that starts (or restarts) the executor; all are shut down at the end."""
-    if scheduler is not None:
-        from distributed import Client
+@dataclass(frozen=True)
+class _Crew:
+    """Who does the work: how to start (or restart) them, how much to hand out at once, and whether they are there."""
 
-        with Client(scheduler, timeout=20) as client:  # type: ignore[no-untyped-call]
-            yield client.get_executor
+    start: Callable[[], Executor]
+    window: int
+    check: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def _executors(workers: int, scheduler: str | None) -> Iterator[_Crew]:
+    """The workers, all shut down at the end."""
+    if scheduler is not None:
+        with _cluster(scheduler) as crew:
+            yield crew
         return
     pools: list[ProcessPoolExecutor] = []
 
@@ -203,15 +366,12 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[Callable[[], Exe
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         # Fresh processes: a fork would copy this one's threads' locks and its open gradebook.
-        # Ctrl-C is this process's to answer.
-        pool = ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        )
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
         pools.append(pool)
         return pool
 
     try:
-        yield start
+        yield _Crew(start, 2 * workers)
     except BaseException:  # nobody waits for what the workers are in the middle of
         for pool in pools:
             for worker in list((pool._processes or {}).values()):
@@ -220,6 +380,49 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[Callable[[], Exe
     finally:
         for pool in pools:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    """Make a fresh worker leave Ctrl-C to its parent, and end when that is killed: nobody else would end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[_Crew]:
+    """An existing Dask cluster.
+
+    Raises:
+        ClusterError: it does not answer, or for a while there has been nobody to do the work.
+    """
+    from distributed import Client
+
+    again = "then run this again: nothing is lost"
+    try:
+        client = Client(address, timeout=20)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {address} ({error}); start it, {again}") from error
+    seen = time.monotonic()  # when there was a worker last
+
+    def check() -> None:
+        nonlocal seen
+        if client.status != "running":
+            raise ClusterError(f"the Dask scheduler at {address} is gone; start it, {again}")
+        if client.scheduler_info(n_workers=1)["workers"]:
+            seen = time.monotonic()
+        elif time.monotonic() - seen > DESERTED_SECONDS:
+            raise ClusterError(f"the Dask scheduler at {address} has no worker; start some, {again}")
+
+    with client:
+        threads = sum(client.ncores().values())  # type: ignore[no-untyped-call]
+        yield _Crew(client.get_executor, 2 * max(threads, 1), check)
 
 
 def _previous(folder: Path, submission: Submission) -> SubmissionResult | None:
@@ -232,35 +435,4 @@ def _previous(folder: Path, submission: Submission) -> SubmissionResult | None:
         return None
 
 
-@cache
-def _judge_version(slug: str) -> str:
-    """A digest of everything but the submission that decides a grade: suite, references, answers, sheet, libraries."""
-    here = Path(__file__).resolve().parent
-    files = [
-        SUITES / f"test_{slug}.py",
-        SUITES / "kit.py",
-        SUITES.parent / "answers" / f"{slug}.py",
-        course.SOLUTIONS / f"{slug}.py",
-        course.CHAPTERS / slug / "exercises.md",
-        *(here / f"{name}.py" for name in ("judge", "suite", "diagnose", "forbidden", "intake", "result")),
-        *sorted((here.parent / "sandbox").glob("*.py")),
-    ]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for package in ("numpy", "torch", "ipython", "pytest"):
-        digest.update(f"{package}=={importlib.metadata.version(package)}\n".encode())
-    return digest.hexdigest()
-
-
-def fingerprint(slug: str, student: str, data: bytes, secret: bytes) -> str:
-    """What a result depends on; the same fingerprint means the same result."""
-    parts = [
-        _judge_version(slug),
-        hashlib.sha256(data).hexdigest(),
-        hashlib.sha256(secret + student.encode()).hexdigest(),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-__all__ = ["CollectError", "GradeRun", "RecordError", "Step", "fingerprint", "grade"]
+__all__ = ["Change", "ClusterError", "CollectError", "GradeRun", "RecordError", "Step", "fingerprint", "grade"]

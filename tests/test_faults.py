@@ -1,0 +1,337 @@
+"""What goes wrong while a class is graded: kills, lost workers, full disks, locks. Nothing is lost, doubled or changed.
+
+Every run here is a real one: coordinators of their own that are really killed, a Dask cluster whose workers are
+processes in network namespaces of their own (where the machine allows it), a disk that is really full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from nbgrader.api import Gradebook
+from servers import Cluster, Coordinators, dask_cluster, end_group, postgres_programs, postgres_server
+
+from autograder.grading.record import COURSE_ID, database_url
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "submitted"
+SLUG = "scaled_dot_product"
+KILLS = int(os.environ.get("ATTN_KILLS", "10"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 60 * KILLS)]
+
+
+# --------------------------------------------------------------------------------------------- the class, the crew
+
+
+@pytest.fixture(scope="module", autouse=True)
+def secret(tmp_path_factory):
+    path = tmp_path_factory.mktemp("secret") / "secret"
+    path.write_text("5a" * 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTN_SECRET_FILE", str(path))
+        patch.delenv("ATTN_DB", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_class(tmp_path_factory):
+    """Six students: right, partly right with named mistakes, untouched, and two files that are no notebooks."""
+    folder = tmp_path_factory.mktemp("class")
+    for student in ("s001", "s004", "s008", "s009"):
+        shutil.copytree(EXAMPLES / student / SLUG, folder / student / SLUG)
+    for student, text in (("s020", "this is no notebook"), ("s021", "")):
+        (folder / student / SLUG).mkdir(parents=True)
+        (folder / student / SLUG / "exercises.ipynb").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    with dask_cluster(tmp_path_factory.mktemp("dask")) as running:
+        where = "network namespaces of their own" if running.namespaces else "one network: no others can be made here"
+        print(f"two Dask workers, in {where}")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def coordinators(tmp_path_factory, secret) -> Iterator[Coordinators]:
+    made = Coordinators(tmp_path_factory.mktemp("coordinators"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(coordinators, cluster, small_class, tmp_path_factory):
+    """The class graded once in peace, on the cluster."""
+    root = tmp_path_factory.mktemp("undisturbed") / "course"
+    assert coordinators.run([small_class], root, scheduler=cluster.address) == 0, coordinators.said
+    found = everything(root)
+    assert len(found["results"]) == len(found["grades"]) == 6
+    return found
+
+
+def steady(result: dict) -> dict:
+    return {key: value for key, value in result.items() if key not in ("seconds", "changed")}
+
+
+def results_in(root: Path) -> dict[str, dict]:
+    return {path.stem: steady(json.loads(path.read_text())) for path in root.glob("results/*/*.json")}
+
+
+def grades_in(url: str) -> dict[str, dict]:
+    """All that the gradebook says of each submission."""
+    grades = {}
+    with Gradebook(url, COURSE_ID) as gradebook:
+        for assignment in gradebook.assignments:
+            for submission in assignment.submissions:
+                (notebook,) = submission.notebooks
+                assert submission.student.id not in grades, "a submission stands twice"
+                grades[submission.student.id] = {
+                    "score": submission.score,
+                    "grades": sorted((grade.name, grade.auto_score, grade.manual_score) for grade in notebook.grades),
+                    "comments": sorted((comment.name, comment.comment) for comment in notebook.comments),
+                }
+    return grades
+
+
+def everything(root: Path) -> dict[str, dict]:
+    """What a run leaves: results, the gradebook, and the three trees, byte by byte."""
+    trees = ("submitted", "autograded", "feedback")
+    files = {str(p.relative_to(root)): p for tree in trees for p in sorted((root / tree).rglob("*")) if p.is_file()}
+    assert not list(root.glob(".tmp/*"))
+    return {
+        "results": results_in(root),
+        "grades": grades_in(database_url(root)),
+        "files": {name: path.read_bytes() for name, path in files.items()},
+    }
+
+
+def has_tables(gradebook: Path) -> bool:
+    if not gradebook.is_file():
+        return False
+    with closing(sqlite3.connect(gradebook)) as book:
+        return bool(book.execute("SELECT * FROM sqlite_master").fetchall())
+
+
+def nothing_is_wrong_so_far(root: Path, undisturbed: dict) -> None:
+    """What an interrupted run has left is whole, and as an undisturbed run has it."""
+    for student, result in results_in(root).items():
+        assert result == undisturbed["results"][student]
+    if has_tables(root / "gradebook.db"):
+        for student, row in grades_in(database_url(root)).items():
+            assert row == undisturbed["grades"][student]
+
+
+# ------------------------------------------------------------------------------------------- the same on every run
+
+
+def test_a_local_pool_of_any_size_gives_what_the_cluster_gives(coordinators, small_class, undisturbed, tmp_path):
+    for workers, force in ((1, False), (2, True)):
+        assert coordinators.run([small_class], tmp_path, workers=workers, force=force) == 0, coordinators.said
+        assert "6 graded (" in coordinators.said
+        assert "→" not in coordinators.said
+        assert everything(tmp_path) == undisturbed
+        listed = json.loads(coordinators.json.read_text())
+        assert [steady(entry) for entry in listed] == [
+            undisturbed["results"][name] for name in sorted(results_in(tmp_path))
+        ]
+
+
+def test_a_class_in_postgresql(coordinators, cluster, small_class, undisturbed, tmp_path):
+    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
+    programs = postgres_programs()
+    if None in programs:
+        pytest.skip("PostgreSQL not tested: its programs initdb and pg_ctl are not installed")
+    with postgres_server(*programs) as url:
+        for graded in (6, 0):
+            assert coordinators.run([small_class], tmp_path, scheduler=cluster.address, db=url) == 0, coordinators.said
+            assert f"{graded} graded (" in coordinators.said
+            assert grades_in(url) == undisturbed["grades"]
+    assert not (tmp_path / "gradebook.db").exists()
+    assert coordinators.run([small_class], tmp_path, scheduler=cluster.address, db=url) == 1
+    assert "check that the database server runs" in coordinators.said
+
+
+# ----------------------------------------------------------------------------------------------------------- kills
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    return not [p for p in psutil.wait_procs(processes, timeout=seconds)[1] if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, undisturbed, tmp_path):
+    """Most on the cluster; every fifth with workers of its own, of which all die with it, killed or not."""
+    chance = random.Random()
+    lasts = {}
+    for local in (False, True):
+        begin = time.monotonic()
+        where = {"workers": 1} if local else {"scheduler": cluster.address}
+        assert coordinators.run([small_class], tmp_path / f"whole-{local}", **where) == 0, coordinators.said
+        lasts[local] = time.monotonic() - begin
+    moments = []
+    for number in range(KILLS):
+        root, local = tmp_path / f"killed-{number}", number % 5 == 4
+        where = {"workers": 1} if local else {"scheduler": cluster.address}
+        pid = coordinators.start([small_class], root, **where)
+        moment = chance.uniform(0, lasts[local])
+        time.sleep(moment)
+        family = psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+        if number % 2:
+            end_group(pid)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        ended = coordinators.finish()
+        assert ended in (-signal.SIGKILL, 0), coordinators.said
+        assert gone(family, 30), "a worker has outlived its coordinator"
+        moments.append((round(moment, 2), ended, len(results_in(root))))
+        nothing_is_wrong_so_far(root, undisturbed)
+        assert coordinators.run([small_class], root, scheduler=cluster.address) == 0, coordinators.said
+        assert everything(root) == undisturbed
+        shutil.rmtree(root)
+    print("seconds to the kill, how it ended, results on disk by then:", moments)
+    assert any(ended for _, ended, _ in moments)
+
+
+def test_a_worker_killed_in_the_middle(coordinators, cluster, tmp_path):
+    submissions = tmp_path / "class"
+    for student in range(1, 11):
+        shutil.copytree(EXAMPLES / f"s{student:03}" / SLUG, submissions / f"s{student:03}" / SLUG)
+    root = tmp_path / "course"
+    coordinators.start([submissions], root, scheduler=cluster.address)
+    deadline = time.monotonic() + 120
+    while len(results_in(root)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    busy = cluster.workers[-1]
+    busy.kill()  # what it is in the middle of goes to the other
+    busy.wait()
+    left = len(results_in(root))
+    assert coordinators.finish() == 0, coordinators.said
+    assert 2 <= left < 10, "the worker was killed too late to matter"
+    assert "10 graded (" in coordinators.said
+    listed = json.loads(coordinators.json.read_text())
+    assert [entry["student"] for entry in listed] == sorted(path.name for path in submissions.iterdir())
+    assert all(entry["status"] == "graded" for entry in listed)
+    assert {s: row["score"] for s, row in grades_in(database_url(root)).items()} == pytest.approx(
+        {entry["student"]: entry["score"] for entry in listed}
+    )
+    # One worker is left: make it one with many threads, which must not mix submissions up.
+    cluster.add_worker(threads=3)
+    cluster.wait_for_workers(2)
+    cluster.workers[0].kill()
+    cluster.workers[0].wait()
+    again = tmp_path / "again"
+    assert coordinators.run([submissions], again, scheduler=cluster.address) == 0, coordinators.said
+    assert results_in(again) == results_in(root)
+
+
+# ---------------------------------------------------------------------------------------------------------- faults
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[None]:
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("a full disk not tested: this machine lets nobody mount one")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)  # also where a failure has left a file open
+
+
+@pytest.mark.parametrize("left", [16_384, 400_000, 600_000])
+def test_a_full_disk(coordinators, cluster, small_class, undisturbed, tmp_path, left):
+    with small_disk(tmp_path / "disk", "8m"):
+        root, ballast = tmp_path / "disk" / "course", tmp_path / "disk" / "ballast"
+        free = shutil.disk_usage(tmp_path / "disk").free
+        ballast.write_bytes(bytes(free - left))
+        assert coordinators.run([small_class], root, scheduler=cluster.address) == 1, coordinators.said
+        said = " ".join(coordinators.said.split())
+        assert "attn: " in said
+        assert "free some space on the disk, then run this again: nothing is lost" in said
+        assert "Traceback" not in said, coordinators.said
+        ballast.unlink()
+        nothing_is_wrong_so_far(root, undisturbed)
+        assert coordinators.run([small_class], root, scheduler=cluster.address) == 0, coordinators.said
+        assert everything(root) == undisturbed
+
+
+_LOCKER = (
+    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); print(1, flush=True); input()"
+)
+
+
+def test_a_gradebook_that_another_program_has_locked(coordinators, cluster, small_class, undisturbed, tmp_path):
+    url = f"{database_url(tmp_path)}?timeout=0.5"
+    first = small_class / "s001"
+    assert coordinators.run([first], tmp_path, scheduler=cluster.address, db=url) == 0, coordinators.said
+    command = [sys.executable, "-c", _LOCKER, str(tmp_path / "gradebook.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.read(1)
+        assert coordinators.run([small_class], tmp_path, scheduler=cluster.address, db=url) == 1
+        said = " ".join(coordinators.said.split())
+        assert "locked" in said
+        assert "close formgrader and other nbgrader programs, then run this again: nothing is lost" in said
+        other.stdin.close()
+    nothing_is_wrong_so_far(tmp_path, undisturbed)
+    assert coordinators.run([small_class], tmp_path, scheduler=cluster.address, db=url) == 0, coordinators.said
+    assert everything(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"),
+    [(f"results/{SLUG}/s004.json", True), ("gradebook.db", True), ("feedback", False), ("source", False)],
+)
+def test_something_else_where_a_file_is_meant(coordinators, cluster, small_class, undisturbed, tmp_path, place, folder):
+    stone = tmp_path / "course" / place
+    stone.parent.mkdir(parents=True, exist_ok=True)
+    stone.mkdir() if folder else stone.write_text("")
+    root = tmp_path / "course"
+    assert coordinators.run([small_class], root, scheduler=cluster.address) == 1
+    said = " ".join(coordinators.said.split())
+    assert Path(place).name in said
+    assert "move it away" in said or "check that its folder exists and is writable" in said
+    assert "Traceback" not in said, coordinators.said
+    stone.rmdir() if folder else stone.unlink()
+    assert coordinators.run([small_class], root, scheduler=cluster.address) == 0, coordinators.said
+    assert everything(root) == undisturbed
+
+
+def test_a_damaged_result_is_made_again(coordinators, cluster, small_class, undisturbed, tmp_path):
+    assert coordinators.run([small_class], tmp_path, scheduler=cluster.address) == 0, coordinators.said
+    (tmp_path / "results" / SLUG / "s004.json").write_text('{"schema": 1, "assig')
+    (tmp_path / "autograded" / "s008" / SLUG / "exercises.ipynb").unlink()
+    with closing(sqlite3.connect(tmp_path / "gradebook.db")) as book:
+        book.execute("UPDATE grade SET auto_score = 0 WHERE auto_score > 0 AND rowid % 7 = 0")
+        book.commit()
+    assert coordinators.run([small_class], tmp_path, scheduler=cluster.address) == 0, coordinators.said
+    assert "1 graded (" in coordinators.said
+    assert everything(tmp_path) == undisturbed
+
+
+def test_a_cluster_that_dies(coordinators, cluster, small_class, tmp_path):
+    """The last test of this file: it ends the scheduler."""
+    coordinators.start([EXAMPLES], tmp_path, scheduler=cluster.address)
+    deadline = time.monotonic() + 120
+    while not results_in(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert cluster.scheduler is not None
+    end_group(cluster.scheduler.pid)
+    assert coordinators.finish() == 1, coordinators.said
+    assert "the Dask scheduler" in coordinators.said
+    assert "nothing is lost" in coordinators.said
+    assert len(json.loads(coordinators.json.read_text())) == len(list(tmp_path.glob("results/*/*.json")))
