@@ -37,6 +37,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+from autograder.grading.intake import bounded
+
 NOTEBOOK_BYTES = 40 * 2**20
 """A notebook above this is refused; with figures in it one rarely passes 2 MiB."""
 ARCHIVE_BYTES = 8 * 2**30
@@ -720,6 +722,8 @@ def _slug_within(found: _Found, rules: _Rules) -> str:
 def _slugs_of_cells(data: bytes, known: Collection[str]) -> dict[str, int]:
     """How many cells of each known assignment a notebook has; an unreadable one has none."""
     counts: dict[str, int] = {}
+    if not bounded(data):
+        return counts
     try:
         cells = json.loads(data)["cells"]
         ids = [cell["metadata"]["nbgrader"]["grade_id"] for cell in cells if _has_grade_id(cell)]
