@@ -115,6 +115,8 @@ class Submission:
     modified: datetime = datetime.min
     late: bool = False
     name: str | None = None
+    upload: str = ""
+    """What the LMS put before the file's name; feedback that goes back to it is named the same."""
     archive: Archive | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -168,6 +170,7 @@ class RosterEntry:
     moodle_id: str = ""
     email: str = ""
     section: str = ""
+    sis_id: str = ""
 
 
 class Roster:
@@ -182,7 +185,7 @@ class Roster:
 
     @classmethod
     def read(cls, path: Path) -> Roster:
-        """Reads a CSV with the column ``student`` and any of ``name, canvas_id, moodle_id, email, section``.
+        """Reads a CSV with the column ``student`` and any of ``name, canvas_id, sis_id, moodle_id, email, section``.
 
         Raises:
             RosterError: the file is missing, is no CSV, or names a student twice.
@@ -557,6 +560,7 @@ class _Identity:
     name: str | None = None
     late: bool = False
     attempt: int = 0
+    upload: str = ""
 
 
 _Rank: TypeAlias = tuple[datetime, int, str]
@@ -601,6 +605,7 @@ def _place(found: _Found, rules: _Rules, out: Collected, chosen: _Chosen) -> Non
         modified=found.modified,
         late=identity.late,
         name=identity.name,
+        upload=identity.upload,
         archive=found.archive,
     )
     rank = (timestamp or found.modified, identity.attempt, found.place)
@@ -669,6 +674,7 @@ def _from_lms(lms: str, match: re.Match[str], rules: _Rules, slug: str | None) -
         name=(entry.name if entry else None) or name,
         late=bool(groups.get("late")),
         attempt=int(attempt[1]) if attempt else 0,
+        upload=_printable(match.string[: match.start("file")]),
     )
 
 

@@ -80,6 +80,8 @@ class SubmissionResult:
     release: str | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    upload: str = ""
+    """What the LMS put before the file's name, if it came from one: feedback goes back under that name."""
     schema: int = field(default=SCHEMA)
 
     def as_json(self) -> dict[str, Any]:

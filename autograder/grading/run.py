@@ -22,7 +22,7 @@ from autograder import course
 from autograder.authoring.build import build
 from autograder.grading.collect import Collected, CollectError, Problem, Roster, Submission, find_submissions
 from autograder.grading.judge import judge_notebook
-from autograder.grading.record import Recorder, RecordError, read_result, result_path
+from autograder.grading.record import Recorder, RecordError, read_result, result_path, write_problems
 from autograder.grading.result import SubmissionResult
 from autograder.grading.secret import course_secret
 from autograder.grading.suite import SUITES
@@ -65,6 +65,7 @@ def grade(
     roster: Path | None = None,
     db: str | None = None,
     root: Path | None = None,
+    file_times: bool = False,
     progress: Callable[[Step], None] = lambda _: None,
 ) -> GradeRun:
     """Grade every submission found below the paths.
@@ -78,6 +79,7 @@ def grade(
         roster: CSV that maps LMS numbers to students.
         db: URL of the gradebook.
         root: the folder for everything written (by default `course/`).
+        file_times: a file's own time is its time of submission where no `timestamp.txt` says otherwise.
         progress: called after each submission.
 
     Raises:
@@ -92,12 +94,15 @@ def grade(
             shutil.copytree(course.SOURCE / slug, folder / "source" / slug, dirs_exist_ok=True)
     register = Roster.read(roster) if roster else None
     run = GradeRun()
-    with find_submissions(paths or [folder / "submitted"], assignment, known=known, roster=register) as collected:
+    places = paths or [folder / "submitted"]
+    with find_submissions(places, assignment, known=known, roster=register, file_times=file_times) as collected:
         run.problems = list(collected.problems)
         config = course.ROOT / "nbgrader_config.py"
         with Recorder(folder, db=db, config=config, roster=register) as recorder:
             for submission, data, result, fresh in _judged(collected, run.problems, folder, workers, scheduler, force):
                 before = _previous(folder, submission)
+                # Graded again from `course/submitted`, it still came from where it came from.
+                result = replace(result, upload=submission.upload or (before.upload if before else ""))
                 if fresh or not recorder.is_recorded(result, submission.timestamp):
                     recorder.record(result, data, submission.timestamp)
                 run.judged += fresh
@@ -106,8 +111,24 @@ def grade(
                     run.changed.append((result.assignment, result.student, before.score, result.score))
                 run.results.append(result)
                 progress(Step(len(run.results), len(collected.submissions), result))
+            run.problems += _without_a_time(recorder, collected.submissions)
+    write_problems(folder, run.problems)
     run.results.sort(key=lambda result: (result.assignment, result.student))
     return run
+
+
+def _without_a_time(recorder: Recorder, submissions: Sequence[Submission]) -> Iterator[Problem]:
+    """Says where lateness could not be judged, although the assignment has a deadline."""
+    for slug in sorted({submission.slug for submission in submissions}):
+        timeless = [each for each in submissions if each.slug == slug and each.timestamp is None]
+        if timeless and recorder.due(slug) is not None:
+            late = ", ".join(each.student for each in timeless if each.late)
+            marked = f" (the LMS marks as late: {late})" if late else ""
+            reason = (
+                f"{len(timeless)} submissions say no time, so nothing was taken off for lateness{marked}; let the "
+                "LMS judge that, or put a timestamp.txt beside each, or trust the files' times with --file-times"
+            )
+            yield Problem(slug, reason, "time", slug=slug)
 
 
 Judged = tuple[Submission, bytes, SubmissionResult, bool]
