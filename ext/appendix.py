@@ -448,7 +448,9 @@ class AttackTable(Page):
         attacks = data.attacks(self.root)
         still_open = [attack for attack in attacks if attack.open]
         stopped = f"{len(attacks) - len(still_open)} of {len(attacks)} attacks gain nothing."
-        known = f" {len(still_open)} still earns points it should not: it is marked as open." if still_open else ""
+        known = f" Those that still earn points they should not are marked as open: {len(still_open)}." * bool(
+            still_open
+        )
         summary = nodes.paragraph()
         summary += nodes.strong("", stopped)
         summary += nodes.Text(known)

@@ -5,18 +5,22 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import typer
 from nbgrader.apps.nbgraderapp import NbGraderApp
+from test_collect import pack
 from test_record import SLUG, make_course, submission
 
 from autograder import cli, course
 from autograder.grading.collect import Roster, find_submissions
-from autograder.grading.deadlines import PenaltyPerDay
+from autograder.grading.deadlines import PenaltyPerDay, write_deadline
 from autograder.grading.record import _late_penalties, load_config
+from autograder.grading.run import grade
+from autograder.reporting import write_report
 
 PAGE = (course.CHAPTERS / "appendix" / "teaching.md").read_text(encoding="utf-8")
 
@@ -58,6 +62,30 @@ def test_the_pages_roster_and_settings_are_read(tmp_path):
     plugin = _late_penalties(load_config(config)).plugin_inst
     assert isinstance(plugin, PenaltyPerDay)
     assert (plugin.percent, plugin.grace_minutes) == (10, 15)
+
+
+def test_work_from_an_lms_keeps_its_name_and_says_that_it_has_no_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_SECRET_FILE", str(tmp_path / "secret"))
+    work = (course.ROOT / "examples" / "submitted" / "s009" / SLUG / "exercises.ipynb").read_bytes()
+    uploads = {"onestudent_12345_67890_": work, "twostudent_LATE_222_333_": b"no notebook"}
+    inbox = pack(tmp_path / "inbox.zip", [(f"{upload}exercises.ipynb", data) for upload, data in uploads.items()])
+    root = tmp_path / "course"
+    first = grade([inbox], assignment=SLUG, root=root)
+    assert [(result.student, result.outcome) for result in first.results] == [
+        ("onestudent_12345", "ok"),
+        ("twostudent_222", "invalid_notebook"),
+    ]
+    assert first.problems == []
+    write_deadline(root, SLUG, due=datetime(2026, 1, 1), config=course.ROOT / "nbgrader_config.py")
+    again = grade([inbox], assignment=SLUG, root=root)
+    assert (again.judged, again.reused) == (0, 2)
+    (problem,) = again.problems
+    assert "the LMS marks as late: twostudent_222" in problem.reason
+    assert grade([], root=root).judged == 0  # from the course's own copy, which knows no upload
+    page, _ = write_report(root)
+    assert "--file-times" in page.read_text()
+    with zipfile.ZipFile(root / "report" / f"feedback-{SLUG}-canvas.zip") as archive:
+        assert archive.namelist() == [f"{upload}feedback.html" for upload in uploads]
 
 
 @pytest.mark.slow
