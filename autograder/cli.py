@@ -250,9 +250,12 @@ def grade(
     force: Annotated[bool, typer.Option("--force", help="Grade again what did not change.")] = False,
     roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps LMS numbers to students.")] = None,
     db: Annotated[str | None, typer.Option(metavar="URL", help="The gradebook (default: course/gradebook.db).")] = None,
+    file_times: Annotated[
+        bool, typer.Option("--file-times", help="Without timestamp.txt, a file's own time is when it was handed in.")
+    ] = False,
 ) -> None:
     """Grade submissions in the jail and record the grades."""
-    run = _grade(path or [], json_file, assignment, workers, scheduler, force, roster, db)
+    run = _grade(path or [], json_file, assignment, workers, scheduler, force, roster, db, file_times=file_times)
     if run.ungraded:
         raise typer.Exit(1)
 
@@ -267,6 +270,7 @@ def _grade(
     roster: Path | None = None,
     db: str | None = None,
     root: Path | None = None,
+    file_times: bool = False,
 ) -> Any:
     from autograder.grading.run import GradeRun, Step
     from autograder.grading.run import grade as run_grading
@@ -292,6 +296,7 @@ def _grade(
                 roster=roster,
                 db=db,
                 root=root,
+                file_times=file_times,
                 progress=progress,
                 run=run,
             )
@@ -338,11 +343,64 @@ def report(
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Leave the students' names out.")] = False,
     roster: Annotated[Path | None, typer.Option(metavar="CSV", help="Maps students to LMS numbers.")] = None,
     db: Annotated[str | None, typer.Option(metavar="URL", help="The gradebook (default: course/gradebook.db).")] = None,
+    canvas_id: Annotated[
+        list[str] | None, typer.Option(metavar="SLUG=NUMBER", help="Canvas's number of an assignment, for its CSV.")
+    ] = None,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Also list answers that are much alike (similarity.html).")
+    ] = False,
 ) -> None:
     """Write the class report (HTML) and the exports (CSV for Canvas and Moodle, Gradescope's results.json)."""
-    page = _report(course.COURSE, anonymous=anonymous, roster=roster, db=db)
+    if similarity and anonymous:
+        raise typer.BadParameter("a list of who wrote alike names names: leave --anonymous or --similarity out")
+    numbers = {slug: number for slug, _, number in (each.partition("=") for each in canvas_id or [])}
+    _slugs(list(numbers))
+    if not all(number.isdigit() for number in numbers.values()):
+        raise typer.BadParameter("--canvas-id is SLUG=NUMBER; Canvas shows the number in the assignment's address")
+    page = _report(course.COURSE, anonymous=anonymous, roster=roster, db=db, canvas_ids=numbers)
+    if similarity:
+        _similarity(course.COURSE)
     if open_it:
         webbrowser.open(page.as_uri())
+
+
+def _similarity(folder: Path) -> None:
+    from autograder.reporting.similarity import write_similarity
+
+    with _explained(), _progress("exercises", None) as step:
+        page, pairs = write_similarity(folder, progress=step)
+    console.print(f"Similarity:   {page} ({pairs} pairs to look at)", soft_wrap=True)
+
+
+@app.command()
+def deadline(
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="The chapter.")],
+    due: Annotated[
+        str | None, typer.Argument(metavar="[MOMENT]", help="Such as '2026-10-01 23:59 Europe/Berlin'.")
+    ] = None,
+    extend: Annotated[
+        list[str] | None, typer.Option(metavar="STUDENT=TIME", help="48h, 2d or 1w longer; 0 takes it back.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="The chapter is not due at all.")] = False,
+    db: Annotated[str | None, typer.Option(metavar="URL", help="The gradebook (default: course/gradebook.db).")] = None,
+) -> None:
+    """Say when a chapter is due and who has longer; without a moment, show it."""
+    from autograder.authoring.build import build as make
+    from autograder.grading.deadlines import parse_due, parse_extension, write_deadline
+
+    _slugs([slug])
+    if due and remove:
+        raise typer.BadParameter("a moment and --remove contradict each other")
+    with _explained():
+        make(slug)  # the gradebook learns its cells from the instructor's notebook
+        moment = parse_due(due) if due else None
+        longer = dict(map(parse_extension, extend or []))
+        found = write_deadline(course.COURSE, slug, due=moment, remove=remove, extensions=longer, db=db)
+    console.print(f"{slug}: due {found.due:%Y-%m-%d %H:%M} UTC" if found.due else f"{slug}: no deadline")
+    for student, length in found.extensions.items():
+        console.print(f"{student}: {length} longer", highlight=False)
+    if due or remove or extend:
+        console.print("Run `attn grade` again to bring penalties up to date; nothing is judged anew.")
 
 
 def _report(folder: Path, **options: Any) -> Path:

@@ -389,18 +389,11 @@ class GraderReport(Page):
     """What the last `attn check` proved of the graders, from `_build/check.json`."""
 
     def run(self) -> list[nodes.Node]:
-        """A table by chapter and one by exercise, or a line that says how to get them."""
+        """A sentence, a table by chapter and one by exercise, or a line that says how to get them."""
         path = self.root / "_build" / "check.json"
         self.env.note_dependency(str(path))
         if not path.is_file():
-            note = nodes.note()
-            paragraph = nodes.paragraph()
-            paragraph += pages.inline(
-                "The figures appear here once `attn check --json _build/check.json` has run "
-                "and the book is built again."
-            )
-            note += paragraph
-            return [note]
+            return [_note("The figures appear here once `attn check` has run and the book is built again.")]
         content = json.loads(path.read_text(encoding="utf-8"))
         by_chapter: dict[str, list[dict[str, Any]]] = {}
         for exercise in content["exercises"]:
@@ -427,17 +420,87 @@ class GraderReport(Page):
             "other right answers accepted",
             "problems",
         ]
-        result: list[nodes.Node] = [pages.table(heads, rows, numbers=range(1, 6))]
+        seeds = f", each over {content['seeds']} sets of hidden numbers" if "seeds" in content else ""
+        summary = nodes.paragraph()
+        summary += nodes.strong("", f"{_share(content['caught'], content['total'])} mistakes are caught and named")
+        summary += nodes.Text(f"{seeds}.")
+        result: list[nodes.Node] = [summary, pages.table(heads, rows, numbers=range(1, 6))]
         detail: list[list[pages.Cell]] = []
+        marks = []
         for exercise in content["exercises"]:
             missed = [m["name"] for m in exercise["mistakes"] if not (m["caught"] and m["named"])]
             names = ", ".join(f"`{m['name']}`" for m in exercise["mistakes"])
             detail.append(
                 [[nodes.literal("", exercise["id"])], names, ", ".join(f"`{name}`" for name in missed) or "none"]
             )
+            marks.append({"marks": {"chapter": exercise["id"].split("-", 1)[0]}})
         result.append(nodes.rubric("", "Exercise by exercise"))
-        result.append(pages.table(["exercise", "mistakes tried", "not caught or not named"], detail))
-        return result
+        table = pages.table(["exercise", "mistakes tried", "not caught or not named"], detail, attributes=marks)
+        return result + self.filtered("chapter", [table])
+
+
+class AttackTable(Page):
+    """Every attack of the tests' corpus: what it tries, the wall that stops it, and whether it does."""
+
+    def run(self) -> list[nodes.Node]:
+        """A sentence with the counts, and one table within a filter."""
+        self.note_data()
+        attacks = data.attacks(self.root)
+        still_open = [attack for attack in attacks if attack.open]
+        stopped = f"{len(attacks) - len(still_open)} of {len(attacks)} attacks gain nothing."
+        known = f" Those that still earn points they should not are marked as open: {len(still_open)}." * bool(
+            still_open
+        )
+        summary = nodes.paragraph()
+        summary += nodes.strong("", stopped)
+        summary += nodes.Text(known)
+        rows: list[list[pages.Cell]] = []
+        marks = []
+        for attack in attacks:
+            outcome = "open" if attack.open else "gains nothing"
+            rows.append([[nodes.strong("", attack.name)], attack.tries, attack.stopped, outcome])
+            marks.append({"marks": {"kind": attack.theme, "outcome": outcome}})
+        heads = ["attack", "what it tries", "what stops it", "outcome"]
+        return [summary, *self.filtered("kind outcome", [pages.table(heads, rows, attributes=marks)])]
+
+
+SPEED = (
+    ("ratio_vs_nbgrader", "times less processor time than nbgrader needs for the same submissions", "more is better"),
+    ("ratio_vs_bare_fork", "times the processor time of a bare process that runs the same cells", "1 costs nothing"),
+    ("two_worker_speedup", "times as fast with two workers on two cores as with one", "2 is the most there is"),
+)
+
+
+class GradingSpeed(Page):
+    """How fast the grader is, from the recorded run in `benchmarks/results/grading.json`."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table with where it was measured, or a line that says that no run is recorded."""
+        path = self.root / "benchmarks" / "results" / "grading.json"
+        self.env.note_dependency(str(path))
+        if not path.is_file():
+            return [_note("No run of `benchmarks/grading.py` is recorded yet, so this page says nothing about speed.")]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[list[pages.Cell]] = [
+            [f"{content[key]:.2g}" if content[key] < 10 else f"{content[key]:.0f}", words, reading]
+            for key, words, reading in SPEED
+            if key in content
+        ]
+        origin = content["provenance"]
+        where = nodes.paragraph()
+        where += pages.inline(
+            f"Measured on {origin['date'][:10]} on {origin['machine']}, Python {origin['versions']['python']}, "
+            f"with `{origin['command']}`."
+        )
+        return [pages.table(["measured", "what", "how to read it"], rows, numbers=[0]), where]
+
+
+def _note(words: str) -> nodes.note:
+    paragraph = nodes.paragraph()
+    paragraph += pages.inline(words)
+    note = nodes.note()
+    note += paragraph
+    return note
 
 
 def _share(part: int, whole: int) -> str:
@@ -510,6 +573,8 @@ def directives() -> Iterator[tuple[str, type[SphinxDirective]]]:
     yield "course-glossary", Glossary
     yield "cost-calculator", CostCalculator
     yield "grader-report", GraderReport
+    yield "attack-table", AttackTable
+    yield "grading-speed", GradingSpeed
 
 
 def setup(app: Sphinx) -> None:

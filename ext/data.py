@@ -93,6 +93,17 @@ class Mechanism:
     citation: str | None = None
 
 
+@dataclass(frozen=True)
+class Attack:
+    """An attack on the grader that the tests carry out; `open` where it still earns points."""
+
+    name: str
+    theme: str
+    tries: str
+    stopped: str
+    open: bool = False
+
+
 def data_folder(root: Path = ROOT) -> Path:
     """The folder of the data files."""
     return root / "chapters" / APPENDIX / "data"
@@ -150,6 +161,11 @@ def mechanisms(slug: str, root: Path = ROOT) -> list[Mechanism]:
 def notes(root: Path = ROOT) -> dict[str, Note]:
     """The atlas's notes by the id of the mechanism."""
     return {note.id: note for note in _entries(data_folder(root) / "atlas.yaml", Note)}
+
+
+def attacks(root: Path = ROOT) -> list[Attack]:
+    """The attacks of the tests' corpus, in its words and order."""
+    return _entries(data_folder(root) / "attacks.yaml", Attack)
 
 
 def data_files(root: Path = ROOT) -> list[Path]:

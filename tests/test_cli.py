@@ -1,7 +1,9 @@
 """The command line: help, exit codes, JSON in every case, and Ctrl-C."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from autograder import cli, course
@@ -18,7 +21,7 @@ from autograder.authoring import build as building
 from autograder.doctor import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("build", "check", "release", "grade", "report", "book", "doctor", "demo")
+COMMANDS = ("build", "check", "release", "grade", "report", "book", "doctor", "demo", "deadline")
 
 
 def attn(*arguments):
@@ -57,6 +60,11 @@ def test_every_command_explains_itself(command):
         (["check", "--seeds", "0"], "--seeds"),
         (["check", "--seeds", "many"], "--seeds"),
         (["build", "--no-such-option"], "no-such-option"),
+        (["report", "--anonymous", "--similarity"], "names names"),
+        (["report", "--canvas-id", "additive"], "SLUG=NUMBER"),
+        (["report", "--canvas-id", "no_such=1"], "no_such"),
+        (["deadline", "no_such"], "no_such"),
+        (["deadline", "additive", "2026-10-01", "--remove"], "contradict"),
         (["no_such"], "no_such"),
     ],
 )
@@ -152,6 +160,34 @@ def test_json_is_written_when_there_is_nothing_to_grade(copied, tmp_path):
     assert said.exit_code in (0, 1)
     assert json.loads((tmp_path / "grade.json").read_text()) == []
     assert "no.zip" in " ".join(said.output.split())
+
+
+def test_a_deadline_is_set_shown_and_taken_back(copied, tmp_path):
+    def said(*arguments, code=0):
+        done = attn("deadline", "additive", *arguments, "--db", f"sqlite:///{tmp_path}/g.db")
+        assert done.exit_code == code, done.output
+        return " ".join(done.output.split())
+
+    assert "no deadline" in said()
+    assert "attn grade" in said("2026-10-01 23:59 Europe/Berlin", "--extend", "s001=48h")
+    assert "due 2026-10-01 21:59 UTC s001: 2 days" in said()
+    assert "is no moment" in said("some day", code=1)
+    assert "is no extension" in said("--extend", "s001", code=1)
+    assert "s001" not in said("--extend", "s001=0")
+    assert "no deadline" in said("--remove")
+
+
+def test_progress_says_how_many_how_fast_and_how_long(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(cli, "errors", Console(file=screen, force_terminal=True, width=120))
+    with cli._progress("submissions", None) as step:
+        for number in range(6):
+            time.sleep(0.15)
+            step(f"s{number:03}", 10)
+    shown = screen.getvalue()
+    assert "6/10" in shown
+    assert re.search(r"\d\.\d/s", shown)
+    assert re.search(r"0:00:0\d", shown)
 
 
 # Ctrl-C

@@ -27,6 +27,7 @@ from autograder.reporting.feedback import (
     inert,
     next_steps,
 )
+from autograder.reporting.similarity import COMMON, alike, write_similarity
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ROSTER = Roster(
@@ -337,3 +338,93 @@ def test_a_gradebook_that_cannot_be_read_is_said(tmp_path):
     (course / "gradebook.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RecordError, match="move it away"):
         write_exports(course)
+
+
+def test_feedback_goes_back_under_the_names_that_an_lms_handed_out(tmp_path):
+    course = make_course(tmp_path)
+    data = submission()
+    uploads = {
+        "s001": "onestudent_12345_67890_",
+        "s002": "twostudent_LATE_222_333_",
+        "s003": "Student Three_4711_assignsubmission_file_",
+        "s004": "",
+        "s005": "",
+    }
+    with Recorder(course) as recorder:
+        for student, upload in uploads.items():
+            recorder.record(replace(judged(data, student), upload=upload), data)
+    roster = Roster([RosterEntry("s003", moodle_id="9"), RosterEntry("s004", "Four_Student", moodle_id="44")])
+    write_exports(course, roster=roster)
+
+    def names(name):
+        with zipfile.ZipFile(course / "report" / name) as archive:
+            return archive.namelist()
+
+    assert names("feedback-additive-canvas.zip") == [
+        "onestudent_12345_67890_feedback.html",
+        "twostudent_LATE_222_333_feedback.html",
+    ]
+    assert names("feedback-additive-moodle.zip") == [
+        "Student Three_4711_assignsubmission_file_/feedback.html",
+        "Four Student_44_assignsubmission_file_/feedback.html",
+    ]
+    assert names("feedback-additive.zip") == [f"s00{number}/feedback.html" for number in range(1, 6)]
+    canvas = {row[3]: row[1] for row in rows_of(course / "report/canvas.csv")[2:]}
+    assert canvas == {"s001": "12345", "s002": "222", "s003": "", "s004": "", "s005": ""}
+    moodle = {row[1]: row[0] for row in rows_of(course / "report/moodle-additive.csv")[1:]}
+    # Moodle's number on the upload goes before that of the roster: each assignment has its own.
+    assert (moodle["s003"], moodle["Four_Student"]) == ("Participant 4711", "Participant 44")
+
+
+# --------------------------------------------------------------------------------------------------- similarity
+
+ODD_ANSWER = """def softmax(x):
+    parts = []
+    for row in x:
+        top = max(row)
+        raised = [2.718281828 ** (value - top) for value in row]
+        parts.append([value / sum(raised) for value in raised])
+    return parts
+"""
+RENAMED = ODD_ANSWER.replace("row", "zeile").replace("raised", "potenzen").replace("parts", "teile")
+OTHER_ANSWER = """def softmax(x):
+    import numpy as np
+    shifted = np.asarray(x) - np.max(x, axis=-1, keepdims=True)
+    return np.exp(shifted) / np.sum(np.exp(shifted), axis=-1, keepdims=True)
+"""
+
+
+def test_answers_that_were_passed_on_are_found_although_names_and_comments_changed(tmp_path):
+    course = make_course(tmp_path)
+    texts = {
+        "s001": ODD_ANSWER,
+        "s002": RENAMED.replace("    teile = []", "    # meine Loesung\n    teile = []", 1),
+        "s003": OTHER_ANSWER,
+        "s004": "def softmax(x):\n    raise NotImplementedError",
+        "s005": "def softmax(x):\n    raise NotImplementedError",
+        "s006": "def softmax(x:\n    '<script>" + "(" * 300,
+        "s007": "",
+    }
+    with Recorder(course) as recorder:
+        for student, text in texts.items():
+            tree = json.loads(submission())
+            for cell in tree["cells"]:
+                if cell["metadata"].get("nbgrader", {}).get("grade_id") == "additive-softmax":
+                    cell["source"] = text
+            data = json.dumps(tree).encode()
+            recorder.record(judged(data, student), data)
+    path, count = write_similarity(course)
+    page = Page(path.read_text())
+    assert count == 1
+    assert "s001 and s002" in page.words
+    assert "Likeness proves nothing" in page.words
+    assert not {"s003", "s004", "s006"} & set(page.words.split())
+
+
+def test_what_many_wrote_or_everyone_was_given_counts_as_nobodys():
+    assert list(alike({"s001": ODD_ANSWER, "s002": RENAMED, "s003": OTHER_ANSWER}, "")) == [("s001", "s002")]
+    assert alike({f"s{number:03}": ODD_ANSWER for number in range(COMMON + 1)}, "") == {}
+    assert len(alike({f"s{number:03}": ODD_ANSWER for number in range(COMMON)}, "")) == COMMON * (COMMON - 1) // 2
+    assert alike({"s001": ODD_ANSWER, "s002": ODD_ANSWER}, stub=ODD_ANSWER) == {}
+    assert alike({"s001": "", "s002": ""}, "") == {}
+    assert alike({"s001": "return x + 1", "s002": "return x + 1"}, "") == {}

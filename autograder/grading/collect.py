@@ -37,6 +37,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+from autograder.grading.intake import bounded
+
 NOTEBOOK_BYTES = 40 * 2**20
 """A notebook above this is refused; with figures in it one rarely passes 2 MiB."""
 ARCHIVE_BYTES = 8 * 2**30
@@ -113,6 +115,8 @@ class Submission:
     modified: datetime = datetime.min
     late: bool = False
     name: str | None = None
+    upload: str = ""
+    """What the LMS put before the file's name; feedback that goes back to it is named the same."""
     archive: Archive | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -166,6 +170,7 @@ class RosterEntry:
     moodle_id: str = ""
     email: str = ""
     section: str = ""
+    sis_id: str = ""
 
 
 class Roster:
@@ -180,7 +185,7 @@ class Roster:
 
     @classmethod
     def read(cls, path: Path) -> Roster:
-        """Reads a CSV with the column ``student`` and any of ``name, canvas_id, moodle_id, email, section``.
+        """Reads a CSV with the column ``student`` and any of ``name, canvas_id, sis_id, moodle_id, email, section``.
 
         Raises:
             RosterError: the file is missing, is no CSV, or names a student twice.
@@ -555,6 +560,7 @@ class _Identity:
     name: str | None = None
     late: bool = False
     attempt: int = 0
+    upload: str = ""
 
 
 _Rank: TypeAlias = tuple[datetime, int, str]
@@ -599,6 +605,7 @@ def _place(found: _Found, rules: _Rules, out: Collected, chosen: _Chosen) -> Non
         modified=found.modified,
         late=identity.late,
         name=identity.name,
+        upload=identity.upload,
         archive=found.archive,
     )
     rank = (timestamp or found.modified, identity.attempt, found.place)
@@ -667,6 +674,7 @@ def _from_lms(lms: str, match: re.Match[str], rules: _Rules, slug: str | None) -
         name=(entry.name if entry else None) or name,
         late=bool(groups.get("late")),
         attempt=int(attempt[1]) if attempt else 0,
+        upload=_printable(match.string[: match.start("file")]),
     )
 
 
@@ -720,6 +728,8 @@ def _slug_within(found: _Found, rules: _Rules) -> str:
 def _slugs_of_cells(data: bytes, known: Collection[str]) -> dict[str, int]:
     """How many cells of each known assignment a notebook has; an unreadable one has none."""
     counts: dict[str, int] = {}
+    if not bounded(data):
+        return counts
     try:
         cells = json.loads(data)["cells"]
         ids = [cell["metadata"]["nbgrader"]["grade_id"] for cell in cells if _has_grade_id(cell)]

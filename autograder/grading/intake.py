@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-
-import nbformat
+from typing import Any
 
 MAX_BYTES = 40 * 2**20
 MAX_CELLS = 2_000
 MAX_CODE = 2**20  # as a syntax tree it takes a hundred times as much
+MAX_PIECES = 2**20  # three bytes of "{}," take seventy in memory; a notebook of many megabytes has some thousand
 
 
 class InvalidNotebook(Exception):
@@ -39,7 +39,7 @@ def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -
     Raises:
         InvalidNotebook: it is empty, too large, not JSON, or not a notebook.
     """
-    notebook = _parse(data)
+    notebook = parse_notebook(data)
     given = dict(given or {})
     cells: list[str] = []
     grade_ids: list[str | None] = []
@@ -65,7 +65,12 @@ def read_notebook(data: bytes, slug: str, given: dict[str, str] | None = None) -
     )
 
 
-def _parse(data: bytes) -> dict:
+def parse_notebook(data: bytes) -> dict[str, Any]:
+    """The notebook as a dictionary whose ``cells`` are a list of dictionaries; nothing else about it is certain.
+
+    Raises:
+        InvalidNotebook: as `read_notebook` does.
+    """
     if not data.strip():
         raise InvalidNotebook("the file is empty")
     if len(data) > MAX_BYTES:
@@ -74,6 +79,8 @@ def _parse(data: bytes) -> dict:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidNotebook(f"the file is not UTF-8 text: byte {error.start} cannot be read") from None
+    if not bounded(data):
+        raise InvalidNotebook(f"the file is nested into more than {MAX_PIECES:,} pieces; clear its outputs")
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -81,18 +88,38 @@ def _parse(data: bytes) -> dict:
         raise InvalidNotebook(f"the file is not JSON{place}, so it is no notebook") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("nbformat"), int):
         raise InvalidNotebook("the file is JSON, but not a notebook: it names no nbformat")
-    if raw["nbformat"] < 3 or raw["nbformat"] > 4:
+    if raw["nbformat"] not in (3, 4):
         raise InvalidNotebook(f"nbformat {raw['nbformat']} is not supported; save the notebook with a current Jupyter")
-    try:
-        notebook = nbformat.convert(nbformat.from_dict(raw), 4) if raw["nbformat"] == 3 else raw
-        cells = notebook["cells"]
-    except Exception as error:
-        raise InvalidNotebook(f"the notebook's structure is damaged ({type(error).__name__})") from None
+    cells = _cells_of_3(raw) if raw["nbformat"] == 3 else raw.get("cells")
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise InvalidNotebook("the notebook's cells are not a list of cells")
+        raise InvalidNotebook("the notebook's structure is damaged: its cells are not a list of cells")
     if len(cells) > MAX_CELLS:
         raise InvalidNotebook(f"the notebook has {len(cells)} cells; at most {MAX_CELLS} are read")
-    return notebook
+    return {**raw, "cells": cells}
+
+
+def bounded(data: bytes) -> bool:
+    """Whether JSON of these bytes takes memory in proportion to them."""
+    return data.count(b"{") + data.count(b"[") <= MAX_PIECES
+
+
+def _cells_of_3(raw: dict) -> list[Any] | None:
+    """The cells of a notebook as Jupyter wrote them until 2015: on worksheets, and code is called ``input``."""
+    worksheets = raw.get("worksheets")
+    if not isinstance(worksheets, list):
+        return None
+    cells: list[Any] = []
+    for worksheet in worksheets:
+        found = worksheet.get("cells") if isinstance(worksheet, dict) else None
+        if not isinstance(found, list):
+            return None
+        cells += found
+    return [
+        {**cell, "source": cell["input"]}
+        if isinstance(cell, dict) and "input" in cell and cell.get("cell_type") == "code"
+        else cell
+        for cell in cells
+    ]
 
 
 def _source(cell: dict) -> str:

@@ -26,14 +26,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from autograder.grading.collect import Roster
+from autograder.grading.collect import Problem, Roster
 from autograder.grading.result import SubmissionResult
 from autograder.reporting.feedback import exercise_comment, feedback_page, inert
 from autograder.reporting.graded import (
@@ -62,11 +62,13 @@ __all__ = [
     "annotate",
     "database_url",
     "open_gradebook",
+    "read_problems",
     "read_result",
     "read_results",
     "released_assignment",
     "result_path",
     "write_feedback",
+    "write_problems",
     "write_report",
     "write_result",
     "write_source",
@@ -151,6 +153,21 @@ def write_report(course: Path, name: str, data: bytes) -> Path:
     with writing(path):
         _replace_if_new(path, data, course)
     return path
+
+
+def write_problems(course: Path, problems: Sequence[Problem]) -> None:
+    """Keeps what the latest run could not use, for the class report."""
+    path = course / "results" / "problems.json"
+    with writing(path):
+        _replace_if_new(path, (json.dumps([asdict(each) for each in problems], indent=1) + "\n").encode(), course)
+
+
+def read_problems(course: Path) -> list[Problem]:
+    """What the latest run could not use; nothing where that is not known."""
+    try:
+        return [Problem(**each) for each in json.loads((course / "results" / "problems.json").read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def read_result(path: Path) -> SubmissionResult:
@@ -301,11 +318,25 @@ class Recorder:
         with self._explained():
             if timestamp is not None and self._time_of(result) != timestamp:
                 return False
+            if not self._penalty_stands(result):
+                return False
             scores = self._scores(result.assignment, result.student)
         expected = {f"{exercise.id}-tests": exercise.score for exercise in result.exercises}
         if result.outcome == "invalid_notebook":
             return bool(scores) and all(score is not None for score in scores.values())
         return all(scores.get(cell) == score for cell, score in expected.items())
+
+    def due(self, slug: str) -> datetime | None:
+        """The assignment's deadline (UTC without zone); None where it has none, or is not in the gradebook yet."""
+        from nbgrader.api import Assignment
+        from sqlalchemy import select
+
+        with self._explained():
+            found: datetime | None = self.gradebook.db.execute(
+                select(Assignment.duedate).where(Assignment.name == slug)
+            ).scalar()
+            self.gradebook.db.rollback()
+        return found
 
     # ------------------------------------------------------------------------------------------------- files
 
@@ -509,6 +540,27 @@ class Recorder:
         found: datetime | None = self.gradebook.db.execute(query).scalar()
         self.gradebook.db.rollback()
         return found
+
+    def _penalty_stands(self, result: SubmissionResult) -> bool:
+        """Whether the penalty in the gradebook is what deadline, extension and plugin say today."""
+        from nbgrader.api import Assignment, SubmittedAssignment, SubmittedNotebook
+        from sqlalchemy import select
+
+        session = self.gradebook.db
+        query = (
+            select(Assignment.duedate, SubmittedNotebook.late_submission_penalty)
+            .join(SubmittedAssignment, SubmittedAssignment.assignment_id == Assignment.id)
+            .join(SubmittedNotebook, SubmittedNotebook.assignment_id == SubmittedAssignment.id)
+            .where(Assignment.name == result.assignment, SubmittedAssignment.student_id == result.student)
+        )
+        row = session.execute(query).first()
+        try:
+            if row is None or (row.duedate is None and row.late_submission_penalty is None):
+                return row is not None
+            submission = self.gradebook.find_submission(result.assignment, result.student)
+            return self._penalty(submission, submission.notebooks[0]) == row.late_submission_penalty
+        finally:
+            session.rollback()
 
     def _penalty(self, submission: SubmittedAssignment, notebook: SubmittedNotebook) -> float | None:
         """What the course's late plugin takes off, within what there is to take."""

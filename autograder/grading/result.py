@@ -84,6 +84,8 @@ class SubmissionResult:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
     basis: dict[str, Any] = field(default_factory=dict)
+    upload: str = ""
+    """What the LMS put before the file's name, if it came from one: feedback goes back under that name."""
     schema: int = field(default=SCHEMA)
 
     def as_json(self) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from autograder.authoring.build import build
 from autograder.grading.cache import basis, fingerprint, still_true, why
 from autograder.grading.collect import Collected, CollectError, Problem, Roster, Submission, find_submissions
 from autograder.grading.judge import judge_notebook
-from autograder.grading.record import Recorder, RecordError, read_result, result_path, write_source, writing
+from autograder.grading.record import (
+    Recorder,
+    RecordError,
+    read_result,
+    result_path,
+    write_problems,
+    write_source,
+    writing,
+)
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.grading.secret import course_secret
 
@@ -143,6 +151,7 @@ def grade(
     roster: Path | None = None,
     db: str | None = None,
     root: Path | None = None,
+    file_times: bool = False,
     progress: Callable[[Step], None] = lambda _: None,
     run: GradeRun | None = None,
 ) -> GradeRun:
@@ -157,6 +166,7 @@ def grade(
         roster: CSV that maps LMS numbers to students.
         db: URL of the gradebook.
         root: the folder for everything written (by default `course/`).
+        file_times: a file's own time is its time of submission where no `timestamp.txt` says otherwise.
         progress: called after each submission.
         run: filled as the work goes on, so that whoever stops it has what was done (by default a new one).
 
@@ -173,7 +183,8 @@ def grade(
         for slug in known:
             build(slug)  # the gradebook learns its cells from the instructor's notebook
     register = Roster.read(roster) if roster else None
-    with find_submissions(paths or [folder / "submitted"], assignment, known=known, roster=register) as collected:
+    places = paths or [folder / "submitted"]
+    with find_submissions(places, assignment, known=known, roster=register, file_times=file_times) as collected:
         run.problems.extend(collected.problems)
         config = course.ROOT / "nbgrader_config.py"
         with Recorder(folder, db=db, config=config, roster=register) as recorder:
@@ -181,21 +192,38 @@ def grade(
                 for slug in known:
                     write_source(folder, slug, (course.SOURCE / slug / "exercises.ipynb").read_bytes())
             for judged in _judged(collected, run.problems, folder, workers, scheduler, force):
-                result, submission = judged.result, judged.submission
-                before = _previous(folder, submission) if judged.fresh else None
+                submission, before = judged.submission, _previous(folder, judged.submission)
+                # Graded again from `course/submitted`, it still came from where it came from.
+                result = replace(judged.result, upload=submission.upload or (before.upload if before else ""))
                 if judged.fresh or not recorder.is_recorded(result, submission.timestamp):
                     recorder.record(result, judged.data, submission.timestamp)
                 run.judged += judged.fresh
                 run.reused += not judged.fresh
                 run.exercises_judged += judged.exercises
-                if before is not None and (change := _change(before, result)) is not None:
+                if judged.fresh and before is not None and (change := _change(before, result)) is not None:
                     run.changed.append(change)
                 run.results.add(result)
                 if result.status != "graded":
                     run.ungraded.add(result)
                 progress(Step(len(run.results), len(collected.submissions), result))
+            run.problems += _without_a_time(recorder, collected.submissions)
+    write_problems(folder, run.problems)
     run.changed.sort(key=lambda change: (change.assignment, change.student))
     return run
+
+
+def _without_a_time(recorder: Recorder, submissions: Sequence[Submission]) -> Iterator[Problem]:
+    """Says where lateness could not be judged, although the assignment has a deadline."""
+    for slug in sorted({submission.slug for submission in submissions}):
+        timeless = [each for each in submissions if each.slug == slug and each.timestamp is None]
+        if timeless and recorder.due(slug) is not None:
+            late = ", ".join(each.student for each in timeless if each.late)
+            marked = f" (the LMS marks as late: {late})" if late else ""
+            reason = (
+                f"{len(timeless)} submissions say no time, so nothing was taken off for lateness{marked}; let the "
+                "LMS judge that, or put a timestamp.txt beside each, or trust the files' times with --file-times"
+            )
+            yield Problem(slug, reason, "time", slug=slug)
 
 
 def _change(before: SubmissionResult, after: SubmissionResult) -> Change | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ def write_report(
     anonymous: bool = False,
     roster: Path | None = None,
     db: str | None = None,
-    problems: Sequence[Problem] = (),
+    canvas_ids: Mapping[str, str] | None = None,
+    problems: Sequence[Problem] | None = None,
 ) -> tuple[Path, list[Path]]:
     """Everything that ``attn report`` makes: the class report and the exports, from what is recorded.
 
@@ -25,15 +26,19 @@ def write_report(
         anonymous: leave names out of the class report (the exports exist to be imported, and keep them).
         roster: CSV with the students' names and LMS numbers.
         db: URL of the gradebook.
-        problems: what collecting could not use, to be listed in the report.
+        canvas_ids: Canvas's number of each assignment, by slug.
+        problems: what collecting could not use, to be listed in the report; by default that of the latest run.
 
     Returns:
         The report's page, and the exports.
     """
     from autograder.grading.collect import Roster
+    from autograder.grading.record import read_problems
     from autograder.reporting.class_report import write_class_report
-    from autograder.reporting.exports import write_exports
+    from autograder.reporting.exports import all_final_scores, write_exports
 
     register = Roster.read(roster) if roster else None
-    page = write_class_report(course, names=not anonymous, roster=register, problems=problems)
-    return page, write_exports(course, roster=register, db=db)
+    listed = read_problems(course) if problems is None else problems
+    finals = all_final_scores(course, db)
+    page = write_class_report(course, names=not anonymous, roster=register, problems=listed, finals=finals)
+    return page, write_exports(course, roster=register, canvas_ids=canvas_ids, finals=finals)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from autograder.grading.collect import Problem, Roster
 from autograder.grading.record import RecordError, read_results, write_report
 from autograder.grading.result import ExerciseResult, SubmissionResult
+from autograder.reporting.exports import Final
 from autograder.reporting.words import render
 
 SLOWEST = 5
@@ -41,6 +42,10 @@ class Row:
 
     student: str
     score: float
+    """What the gradebook holds, or the grader's own score where it was not asked."""
+    earned: float
+    """The points of the exercises, before a penalty."""
+    penalty: float
     outcome: str
     cells: dict[str, Cell]
 
@@ -128,8 +133,13 @@ class Assignment:
     invalid: list[tuple[str, str]] = field(default_factory=list)
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
-    def add(self, result: SubmissionResult) -> None:
-        """Counts one submission."""
+    def add(self, result: SubmissionResult, final: Final | None = None) -> None:
+        """Counts one submission.
+
+        Args:
+            result: what the grader found.
+            final: what the gradebook holds: with scores set by hand, and less the penalty for lateness.
+        """
         if result.status != "graded":
             self.ungraded.append((result.student, result.message))
             return
@@ -137,8 +147,15 @@ class Assignment:
             self.invalid.append((result.student, result.message))
         self.max_score = max(self.max_score, result.max_score)
         self.slowest = sorted([*self.slowest, (result.seconds, result.student)], reverse=True)[:SLOWEST]
-        cells = {exercise.id: Cell(exercise.outcome, exercise.score) for exercise in result.exercises}
-        self.rows.append(Row(result.student, result.score, result.outcome, cells))
+        by_hand = final.cells if final else {}
+        cells = {
+            exercise.id: Cell(exercise.outcome, by_hand.get(f"{exercise.id}-tests", exercise.score))
+            for exercise in result.exercises
+        }
+        score, penalty = (final.score, final.penalty) if final else (result.score, 0.0)
+        self.rows.append(
+            Row(result.student, score, sum(c.score for c in cells.values()), penalty, result.outcome, cells)
+        )
         for exercise in result.exercises:
             self._count(exercise, readable=result.outcome == "ok")
 
@@ -161,8 +178,13 @@ class Assignment:
             for row in self.rows:
                 if summary.id in row.cells and row.outcome == "ok":
                     own.append(row.cells[summary.id].score)
-                    rest.append(row.score - row.cells[summary.id].score)
+                    rest.append(row.earned - row.cells[summary.id].score)
             summary.discrimination = correlation(own, rest)
+
+    @property
+    def late(self) -> int:
+        """Submissions that lost points for lateness."""
+        return sum(row.penalty > 0 for row in self.rows)
 
     @property
     def scores(self) -> list[float]:
@@ -227,12 +249,20 @@ def histogram(shares: Sequence[float], width: float = 640, height: float = 180) 
     ]
 
 
-def summarize(course: Path) -> tuple[list[Assignment], list[RecordError]]:
-    """All assignments that were graded, by slug, and the results that could not be read."""
+def summarize(
+    course: Path, finals: Mapping[str, Mapping[str, Final]] | None = None
+) -> tuple[list[Assignment], list[RecordError]]:
+    """All assignments that were graded, by slug, and the results that could not be read.
+
+    Args:
+        course: the course's folder.
+        finals: the gradebook's scores by slug and student; without them the grader's own count.
+    """
     problems: list[RecordError] = []
     assignments: dict[str, Assignment] = {}
     for result in read_results(course, problems=problems):
-        assignments.setdefault(result.assignment, Assignment(result.assignment)).add(result)
+        final = (finals or {}).get(result.assignment, {}).get(result.student)
+        assignments.setdefault(result.assignment, Assignment(result.assignment)).add(result, final)
     for assignment in assignments.values():
         assignment.finish()
     return list(assignments.values()), problems
@@ -278,7 +308,12 @@ def _outcomes(row: Row) -> tuple[str, ...]:
 
 
 def write_class_report(
-    course: Path, *, names: bool = True, roster: Roster | None = None, problems: Sequence[Problem] = ()
+    course: Path,
+    *,
+    names: bool = True,
+    roster: Roster | None = None,
+    problems: Sequence[Problem] = (),
+    finals: Mapping[str, Mapping[str, Final]] | None = None,
 ) -> Path:
     """Makes ``course/report/index.html`` from the results on disk.
 
@@ -287,7 +322,8 @@ def write_class_report(
         names: whether students are named.
         roster: gives full names.
         problems: what collecting could not use, to be listed with the rest.
+        finals: the gradebook's scores by slug and student; without them the grader's own count.
     """
-    assignments, unread = summarize(course)
+    assignments, unread = summarize(course, finals)
     page = class_page(assignments, problems=[*problems, *unread], names=names, roster=roster)
     return write_report(course, "index.html", page.encode("utf-8", "replace"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,12 @@ class Final:
 
 
 def write_exports(
-    course: Path, *, roster: Roster | None = None, db: str | None = None, canvas_ids: Mapping[str, str] | None = None
+    course: Path,
+    *,
+    roster: Roster | None = None,
+    db: str | None = None,
+    canvas_ids: Mapping[str, str] | None = None,
+    finals: Mapping[str, Mapping[str, Final]] | None = None,
 ) -> list[Path]:
     """Writes every export below ``course/report`` and returns their paths; Gradescope's, one a student, as a folder.
 
@@ -68,10 +74,11 @@ def write_exports(
         roster: names and LMS numbers; without it the columns that need them are left empty.
         db: the gradebook's URL.
         canvas_ids: Canvas's number of each assignment, by slug; with it an import goes to that very assignment.
+        finals: what `all_final_scores` found, if it was asked already.
     """
     roster = roster or Roster()
-    slugs = sorted({path.parent.name for path in (course / "results").glob("*/*.json")})
-    finals = {slug: final_scores(course, slug, db) for slug in slugs}
+    finals = finals if finals is not None else all_final_scores(course, db)
+    slugs = list(finals)
     written = [
         write_report(course, "questions.csv", _csv(QUESTION_COLUMNS, question_rows(course, finals))),
         write_report(course, "canvas.csv", canvas_csv(course, slugs, finals, roster, canvas_ids or {})),
@@ -80,12 +87,20 @@ def write_exports(
         rows = moodle_rows(course, slug, finals[slug], roster)
         written.append(write_report(course, f"moodle-{slug}.csv", _csv(MOODLE_COLUMNS, rows)))
         written.append(write_report(course, f"feedback-{slug}.zip", feedback_zip(course, slug)))
+        for lms, names in upload_names(course, slug, roster).items():
+            written.append(write_report(course, f"feedback-{slug}-{lms}.zip", feedback_zip(course, slug, names)))
         written.append(course / "report" / "gradescope" / slug)
         for result in _results(course, slug):
             data = json.dumps(gradescope(result, finals[slug].get(result.student)), indent=1) + "\n"
             place = f"gradescope/{slug}/{result.student}/results.json"
             write_report(course, place, data.encode())
     return written
+
+
+def all_final_scores(course: Path, db: str | None = None) -> dict[str, dict[str, Final]]:
+    """The gradebook's scores of every assignment that was graded, by slug and student."""
+    slugs = sorted({path.parent.name for path in (course / "results").glob("*/*.json")})
+    return {slug: final_scores(course, slug, db) for slug in slugs}
 
 
 def final_scores(course: Path, slug: str, db: str | None = None) -> dict[str, Final]:
@@ -159,6 +174,7 @@ def canvas_csv(
     titles = [f"{chapter(slug)} ({canvas_ids[slug]})" if slug in canvas_ids else chapter(slug) for slug in slugs]
     possible = {slug: _possible(course, slug) for slug in slugs}
     students = sorted({student for of_slug in finals.values() for student in of_slug})
+    numbers = {result.student: upload_number(result.upload, "canvas") for result in _results(course) if result.upload}
 
     def rows() -> Iterator[Sequence[object]]:
         yield ("    Points Possible", "", "", "", "", *(_points(possible[slug]) for slug in slugs))
@@ -169,8 +185,8 @@ def canvas_csv(
             name = entry.name if entry and entry.name else student
             yield (
                 name,
-                entry.canvas_id if entry else _number_of(student),
-                "",
+                (entry.canvas_id if entry else "") or numbers.get(student, "") or _number_of(student),
+                entry.sis_id if entry else "",
                 student,
                 entry.section if entry else "",
                 *scores,
@@ -184,7 +200,9 @@ def moodle_rows(course: Path, slug: str, finals: Mapping[str, Final], roster: Ro
     for result in _results(course, slug):
         entry = roster.by_student.get(result.student)
         final = finals.get(result.student) if result.status == "graded" else None
-        participant = entry.moodle_id if entry and entry.moodle_id else _number_of(result.student)
+        # Moodle numbers its participants anew for each assignment, so the number on the upload is the better one.
+        number_there = upload_number(result.upload, "moodle") or (entry.moodle_id if entry else "")
+        participant = number_there or _number_of(result.student)
         yield (
             f"Participant {participant}" if participant else "",
             entry.name if entry and entry.name else result.student,
@@ -255,12 +273,44 @@ def gradescope(result: SubmissionResult, final: Final | None) -> dict[str, objec
     }
 
 
-def feedback_zip(course: Path, slug: str) -> bytes:
-    """The feedback pages of one assignment, ``<student>/feedback.html`` each."""
+def upload_names(course: Path, slug: str, roster: Roster) -> dict[str, dict[str, str]]:
+    """For each LMS that students came from: the name under which it takes each one's feedback back.
+
+    Canvas finds a student by the numbers in the name of the file that it handed out, Moodle by the name of the folder.
+    """
+    names: dict[str, dict[str, str]] = {}
+    for result in _results(course, slug):
+        entry = roster.by_student.get(result.student)
+        if upload_number(result.upload, "moodle"):
+            names.setdefault("moodle", {})[result.student] = f"{result.upload}/feedback.html"
+        elif upload_number(result.upload, "canvas"):
+            names.setdefault("canvas", {})[result.student] = f"{result.upload}feedback.html"
+        elif entry and entry.moodle_id:
+            name = re.sub(r"[_/\\]", " ", entry.name or entry.student)
+            folder = f"{name}_{entry.moodle_id}_assignsubmission_file_"
+            names.setdefault("moodle", {})[result.student] = f"{folder}/feedback.html"
+    return names
+
+
+def upload_number(upload: str, lms: str) -> str:
+    """The number by which this LMS knows the student, from what it put before the file's name; or nothing.
+
+    >>> upload_number("onestudent_12345_67890_", "canvas"), upload_number("onestudent_12345_67890_", "moodle")
+    ('12345', '')
+    """
+    found = re.search(r"_(\d+)_assignsubmission_" if lms == "moodle" else r"_(\d+)_\d+_$", upload)
+    return found[1] if found else ""
+
+
+def feedback_zip(course: Path, slug: str, names: Mapping[str, str] | None = None) -> bytes:
+    """The feedback pages of one assignment, ``<student>/feedback.html`` each, or only those with a name here."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for page in sorted((course / "feedback").glob(f"*/{slug}/feedback.html")):
-            entry = zipfile.ZipInfo(f"{page.parent.parent.name}/feedback.html", _EPOCH)
+            student = page.parent.parent.name
+            if names is not None and student not in names:
+                continue
+            entry = zipfile.ZipInfo(names[student] if names is not None else f"{student}/feedback.html", _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, page.read_bytes())

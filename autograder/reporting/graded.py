@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
+from autograder.grading.intake import InvalidNotebook, parse_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.reporting.feedback import exercise_html, exercise_text
 
@@ -91,9 +92,12 @@ def readable(data: bytes) -> NotebookNode:
     Raises:
         Unreadable: the bytes are no notebook.
     """
-    raw = _parse(data)
+    try:
+        raw = parse_notebook(data)
+    except InvalidNotebook as error:
+        raise Unreadable(str(error)) from None
     used: set[str] = set()
-    cells = [_clean_cell(cell, position, used) for position, cell in enumerate(raw["cells"]) if isinstance(cell, dict)]
+    cells = [_clean_cell(cell, position, used) for position, cell in enumerate(raw["cells"])]
     metadata = raw.get("metadata")
     notebook = nbformat.from_dict(
         {
@@ -108,21 +112,6 @@ def readable(data: bytes) -> NotebookNode:
         for cell in notebook.cells:
             cell.metadata = NotebookNode({"nbgrader": cell.metadata["nbgrader"]} if _nbgrader(cell) else {})
     return notebook
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        text = data.decode("utf-8-sig", "replace")
-        raw = json.loads(text)
-        if isinstance(raw, dict) and raw.get("nbformat") in (2, 3):
-            raw = nbformat.reads(text, as_version=4)
-    except RecursionError:
-        raise Unreadable("the file is nested too deeply") from None
-    except Exception as error:  # converting an old format meets whatever stands in it
-        raise Unreadable(f"the file is no notebook: {error}") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
-        raise Unreadable("the file is no notebook: it has no list of cells")
-    return raw
 
 
 def _clean_cell(cell: dict[str, Any], position: int, used: set[str]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""The page "How good is this grader?": its tables come from the data files, and it says where there are none."""
+
+import json
+import shutil
+
+import pytest
+from bs4 import BeautifulSoup
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from autograder import course
+from ext import data
+
+CHECK = {
+    "schema": 1,
+    "caught": 3,
+    "total": 4,
+    "seeds": 5,
+    "problems": [],
+    "exercises": [
+        {
+            "id": "additive-softmax",
+            "alternatives": [{"name": "a", "outcome": "passed"}, {"name": "b", "outcome": "failed"}],
+            "mistakes": [{"name": f"slip_{n}", "caught": n != 3, "named": n != 3} for n in range(4)],
+            "problems": ["b is not accepted"],
+        }
+    ],
+}
+SPEED = {
+    "ratio_vs_nbgrader": 31.4159,
+    "ratio_vs_bare_fork": 2.345,
+    "two_worker_speedup": 1.87,
+    "provenance": {
+        "date": "2026-10-01T00:00:00+00:00",
+        "machine": "2 CPU cores",
+        "versions": {"python": "3.12.1"},
+        "command": "python benchmarks/grading.py --students 200",
+    },
+}
+PAGE = "# Page\n\n```{grader-report}\n```\n\n```{attack-table}\n```\n\n```{grading-speed}\n```\n"
+
+
+def built(root, files):
+    """The page made of these files, by a real build of a book that has no other."""
+    shutil.copytree(course.CHAPTERS / "appendix" / "data", root / "chapters" / "appendix" / "data")
+    (root / "index.md").write_text(PAGE)
+    (root / "_toc.yml").write_text("root: index\n")
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
+    settings = {"extensions": ["myst_parser", "ext.pages", "ext.appendix"], "exclude_patterns": ["chapters"]}
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(
+            str(root), None, str(root / "out"), str(root / "trees"), "html", settings, status=None, warningiserror=True
+        )
+        app.build()
+    return BeautifulSoup((root / "out" / "index.html").read_text(encoding="utf-8"), "html.parser")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_without_recorded_runs_the_page_says_so_and_lists_the_attacks(tmp_path):
+    page = built(tmp_path, {})
+    words = " ".join(page.get_text(" ").split())
+    assert "once attn check has run" in words
+    assert "is recorded yet" in words
+    table = page.find("aid-filter", attrs={"keys": "kind outcome"})
+    rows = table.select("tbody tr")
+    attacks = data.attacks(course.ROOT)
+    assert len(rows) == len(attacks) > 100
+    assert {row["data-kind"] for row in rows} == {attack.theme for attack in attacks}
+    marked = [row.find("strong").get_text() for row in rows if row["data-outcome"] == "open"]
+    assert marked == [attack.name for attack in attacks if attack.open]
+    assert f"{len(attacks) - len(marked)} of {len(attacks)} attacks gain nothing" in words
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_figure_is_that_of_a_file(tmp_path):
+    page = built(tmp_path, {"_build/check.json": CHECK, "benchmarks/results/grading.json": SPEED})
+    words = " ".join(page.get_text(" ").split())
+    assert "3 of 4 (75 %) mistakes are caught and named , each over 5 sets of hidden numbers" in words
+    assert "1 of 2 (50 %)" in words
+    row = page.select_one('tr[data-chapter="additive"]')
+    assert row.find_all("td")[-1].get_text(strip=True) == "slip_3"
+    assert [cell.get_text(strip=True) for cell in page.select("td.aid-number")[-3:]] == ["31", "2.3", "1.9"]
+    for said in ("2026-10-01", "2 CPU cores", "Python 3.12.1", "python benchmarks/grading.py --students 200"):
+        assert said in words
