@@ -54,7 +54,7 @@ customElements.define("aid-frames", class extends Widget {
         const box = chart.getBoundingClientRect();
         const place = ((event.clientX - box.left) / box.width) * WIDTH;
         const near = x.reduce((best, _, k) => (Math.abs(spot(k) - place) < Math.abs(spot(best) - place) ? k : best), 0);
-        if (near !== at) { at = near; pick.input.value = at; read(); }
+        if (near !== at) { at = near; pick.show(at); read(); }
       },
     }, axes, cursor, marks);
     const legend = el("ul", { class: "aid-legend" }, ...names.map((name) =>
