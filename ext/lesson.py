@@ -543,8 +543,7 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
         rows = [[f"query {i}", *["●" if j <= i + kv_seq - q_seq else "·" for j in range(kv_seq)]] for i in range(q_seq)]
         return _table(rows, ["", *[f"key {j}" for j in range(kv_seq)]], "Causal mask", head_column=True)
     if kind == STEPPER:
-        items = "".join(f"<li><strong>{_inline(step['title'])}.</strong> {step['text']}</li>" for step in data["steps"])
-        return f"<ol>{items}</ol>"
+        return f"<ol>{''.join(map(_step, data['steps']))}</ol>"
     frame = data["frames"][0]
     fig, axes = plt.subplots()
     places = range(len(data["x"]))
@@ -559,6 +558,13 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
     axes.set(xlabel=data.get("x_title", ""), ylabel=data.get("y_title", ""), title=frame["name"])
     axes.legend()
     return _svg(fig, f"{label}-static", alt)
+
+
+def _step(step: dict[str, Any]) -> str:
+    """A step in words: title, text, and where the counters stand."""
+    counters = "; ".join(f"{_inline(name)} {_number(value)}" for name, value in step.get("counters", {}).items())
+    end = f" ({counters})" if counters else ""
+    return f"<li><strong>{_inline(step['title'])}.</strong> {step['text']}{end}</li>"
 
 
 def _draw_hands(data: dict[str, Any]) -> Figure:

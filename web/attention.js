@@ -23,10 +23,8 @@ customElements.define("aid-attention", class extends Widget {
   build(data, body) {
     const { queries, keys, layers } = data;
     const state = { layer: 0, head: 0, temperature: 1, mask: 0, query: 0, key: null };
-    // Bottom-right, as everywhere in the course; a mask only makes sense where queries and keys are the same tokens.
-    const same = data.masks ?? false;
     const dense = keys.length > 10;
-    const shift = keys.length - queries.length;
+    const shift = keys.length - queries.length; // masks are aligned bottom-right, as everywhere in the course
     const line = reading("Point at a square, or move through the squares with the arrow keys.");
     const strip = el("p", { class: "aid-strip" });
     let now = [];
@@ -54,7 +52,7 @@ customElements.define("aid-attention", class extends Widget {
     const update = () => {
       const { weights } = layers[state.layer].heads[state.head];
       const open = MASKS[state.mask][1];
-      now = weights.map((line_, i) => temper(line_, state.temperature, (j) => open(i + shift - j)));
+      now = weights.map((one, i) => temper(one, state.temperature, (j) => open(i + shift - j)));
       view.repaint();
       tell();
     };
@@ -62,7 +60,7 @@ customElements.define("aid-attention", class extends Widget {
     const names = (list) => list.map(({ name }) => name);
     if (layers.length > 1) body.append(choice({ label: data.layer_title ?? "layer", names: names(layers), change: set("layer") }));
     if (layers[0].heads.length > 1) body.append(choice({ label: "head", names: names(layers[0].heads), change: set("head") }));
-    if (same) body.append(choice({ label: "mask", names: MASKS.map(([name]) => name), change: set("mask") }));
+    if (data.masks) body.append(choice({ label: "mask", names: MASKS.map(([name]) => name), change: set("mask") }));
     if (dense) view.node.classList.add("aid-dense");
     body.append(slider({
       label: "temperature", min: -2, max: 2, step: 0.1, value: 0, text: (x) => (2 ** x).toFixed(2),

@@ -52,7 +52,7 @@ customElements.define("aid-patterns", class extends Widget {
       }
     }
     body.append(choice({ label: "show", names: ["who reads whom", "and after how many layers"], change: set("reach") }),
-      stage, count, line);
+      el("p", { class: "aid-axis", "aria-hidden": "true" }, "one row a query, one column a key"), stage, count, line);
     update();
   }
 });
