@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 from playwright.sync_api import sync_playwright  # noqa: E402
 from provenance import provenance  # noqa: E402
 from test_book import CHROMIUM, FLAGS, HTML, _serving, _visit  # noqa: E402
-from test_widgets import FIRST_ANSWER, MODEL, compare, definitions  # noqa: E402
+from test_widgets import MODEL, compare, definitions, first_answer  # noqa: E402
 
 LOADS, INPUTS = 5, 400
 
@@ -32,7 +32,7 @@ def measure():
         version, first = browser.version, []
         for _ in range(LOADS):
             with _visit(browser, address, page_path) as page:
-                first.append(page.evaluate(FIRST_ANSWER))
+                first.append(first_answer(page))
         with _visit(browser, address, page_path) as page:
             difference, times = compare(page, f"{address}_static/", file, definitions(), INPUTS)
         browser.close()

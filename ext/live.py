@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 LIMIT = 400_000  # bytes of a model's file
+MODULES = ("live.js", "kit.js", "forward.js", "tensor.js")  # what a model in the page needs
 MODEL = re.compile(r'<script type="application/octet-stream" data-file="([\w-]+\.safetensors)">([^<]*)</script>')
 
 
@@ -64,18 +65,21 @@ def embedded(content: bytes, file: str) -> str:
     return f'<script type="application/octet-stream" data-file="{file}">{text}</script>'
 
 
-def extract(body: str, folder: Path) -> str:
-    """The page's HTML without the files it carries, which are written into `folder`."""
-
-    def write(match: re.Match[str]) -> str:
+def extract(body: str, folder: Path) -> tuple[str, list[str]]:
+    """The page's HTML without the files it carries, and their names; they are written into `folder`."""
+    files = MODEL.findall(body)
+    for name, content in files:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / match[1]).write_bytes(base64.b64decode(match[2]))
-        return ""
-
-    return MODEL.sub(write, body)
+        (folder / name).write_bytes(base64.b64decode(content))
+    return MODEL.sub("", body), [name for name, _ in files]
 
 
 def lay_out(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Put the models of a page beside it (Sphinx event `html-page-context`)."""
-    if "body" in context:
-        context["body"] = extract(context["body"], Path(app.outdir, PurePosixPath(pagename).parent))
+    """Put the models of a page beside it, and let the browser fetch them early (Sphinx event `html-page-context`)."""
+    if "body" not in context:
+        return
+    context["body"], files = extract(context["body"], Path(app.outdir, PurePosixPath(pagename).parent))
+    links = [f'<link rel="preload" as="fetch" crossorigin="anonymous" href="{name}">' for name in files]
+    for module in MODULES if files else ():
+        links.append(f'<link rel="modulepreload" href="{context["pathto"](f"_static/{module}", 1)}">')
+    context["metatags"] = context.get("metatags", "") + "".join(links)
