@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 LIMIT = 400_000  # bytes of a model's file
-MODULES = ("live.js", "kit.js", "forward.js", "tensor.js")  # what a model in the page needs
+MODULES = ("kit.js", "forward.js", "tensor.js")  # what live.js imports
 MODEL = re.compile(r'<script type="application/octet-stream" data-file="([\w-]+\.safetensors)">([^<]*)</script>')
 
 
@@ -79,7 +79,12 @@ def lay_out(app: Sphinx, pagename: str, templatename: str, context: dict[str, An
     if "body" not in context:
         return
     context["body"], files = extract(context["body"], Path(app.outdir, PurePosixPath(pagename).parent))
-    links = [f'<link rel="preload" as="fetch" crossorigin="anonymous" href="{name}">' for name in files]
-    for module in MODULES if files else ():
-        links.append(f'<link rel="modulepreload" href="{context["pathto"](f"_static/{module}", 1)}">')
+    if not files:
+        return
+    # Fetched while the page is still being read, so that live.js finds the bytes there.
+    fetched = ",".join(f'"{name}":fetch("{name}").then((answer)=>answer.arrayBuffer())' for name in files)
+    links = [f"<script>window.aidFiles={{{fetched}}}</script>"]
+    links += [f'<link rel="modulepreload" href="{context["pathto"](f"_static/{name}", 1)}">' for name in MODULES]
+    # First among the page's scripts: the theme's would keep the reader waiting.
+    links.append(f'<script type="module" src="{context["pathto"]("_static/live.js", 1)}"></script>')
     context["metatags"] = context.get("metatags", "") + "".join(links)

@@ -49,11 +49,9 @@ export function brief(value) {
 
 /** A custom element whose data stands in a JSON script inside it. What it shows without JavaScript stays on error. */
 export class Widget extends HTMLElement {
-  connectedCallback() {
-    this.ready ??= this.start(); // kept, so that others can wait for it
-  }
-
-  async start() {
+  async connectedCallback() {
+    if (this.ready) return;
+    this.ready = true;
     const data = JSON.parse(this.querySelector('script[type="application/json"]').textContent);
     const body = el("div", { class: "aid-widget" });
     await this.build(data, body);
