@@ -7,6 +7,7 @@ It needs nothing of jupyter-book, so that the same tree builds with plain Sphinx
 - an exercise page gets a download link and a place for each exercise;
 - a lesson runs again when anything it depends on changed (`ext.freshness`);
 - a figure without alternative text and a source that nothing refers to are warnings, hence errors in a strict build;
+- models that run in the page are put beside it (`ext.live`);
 - pages load nothing from elsewhere, MathJax included.
 """
 
@@ -29,7 +30,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
-from ext import appendix, bibliography, data, freshness, pages
+from ext import appendix, bibliography, data, freshness, live, pages
 
 logger = logging.getLogger(__name__)
 
@@ -289,6 +290,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", resolve_place)
     app.connect("env-check-consistency", check_sources)
     app.connect("html-page-context", trim_page, priority=900)
+    app.connect("html-page-context", live.lay_out)
     app.connect("build-finished", copy_mathjax)
     app.add_directive("exercise-list", ExerciseList)
     pages.setup(app)

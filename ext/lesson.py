@@ -1,11 +1,14 @@
 """The lesson kit: what a lesson uses to put figures, tables and widgets on its page.
 
-A lesson imports `show`, `table`, `widget`, `seeded` and `palette`, and nothing else that has to do with the page:
+A lesson imports `show`, `table`, `widget`, `live`, `rounded`, `seeded` and `palette`, and nothing else that has to do
+with the page:
 
 - `show(fig, label=..., alt=..., caption=...)` writes a matplotlib figure as inline SVG that follows the page's theme;
 - `table(rows, columns, caption=...)` writes a table with well-formatted numbers;
 - `widget(kind, data, label=..., alt=..., caption=...)` writes an interactive figure that needs no kernel, with a
   static picture or table for readers without JavaScript;
+- `live(kind, models, settings, label=..., ...)` lets models that the page's cells trained run in the reader's browser;
+  `rounded(state)` gives the weights as the browser will have them;
 - `seeded(seed)` fixes every source of chance and gives a NumPy generator;
 - `palette` holds colours that stay legible on a light and on a dark page, also for colour-blind readers.
 
@@ -34,14 +37,18 @@ from IPython.display import HTML, display
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
+from ext.live import embedded, pack, rounded
+
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
-__all__ = ["WIDGET_KINDS", "palette", "seeded", "show", "table", "widget"]
+__all__ = ["WIDGET_KINDS", "live", "palette", "rounded", "seeded", "show", "table", "widget"]
 
 LABEL = re.compile(r"[a-z][a-z0-9_]*(?:-[a-z0-9_]+)*")
 FONT = "var(--aid-figure-font, system-ui, sans-serif)"
-MATRIX, SOFTMAX, FRAMES, MASK, STEPPER = "matrix", "softmax", "frames", "mask", "stepper"
+MATRIX, ATTENTION, SOFTMAX, FRAMES, MASK = "matrix", "attention", "softmax", "frames", "mask"
+STEPPER, HANDS, PATTERNS = "stepper", "hands", "patterns"
 
 # What the data of each kind of widget must hold; web/<kind>.js reads exactly this.
 WIDGET_KINDS: Mapping[str, tuple[str, ...]] = {
@@ -50,6 +57,9 @@ WIDGET_KINDS: Mapping[str, tuple[str, ...]] = {
     FRAMES: ("x", "frames"),
     MASK: ("q_seq", "kv_seq"),
     STEPPER: ("steps",),
+    ATTENTION: ("queries", "keys", "layers"),
+    HANDS: ("thetas", "query", "key", "positions"),
+    PATTERNS: ("patterns", "sizes", "windows"),
 }
 
 
@@ -207,7 +217,7 @@ def widget(
     """Puts an interactive figure on the page, which needs no kernel and falls back to a static one.
 
     Args:
-        kind: one of `WIDGET_KINDS`: "matrix", "softmax", "frames", "mask", "stepper".
+        kind: one of `WIDGET_KINDS`; CONTRIBUTING.md says what each is for.
         data: what the page's own cell computed; arrays and NumPy numbers are welcome. The keys that must be there are
             listed in `WIDGET_KINDS`.
         label: unique in the book, starting with the chapter's slug.
@@ -226,15 +236,68 @@ def widget(
         raise ValueError(f"the data of a {kind!r} widget needs {', '.join(missing)}")
     plain = _plain(data)
     _check_shapes(kind, plain)
-    # "</" would end the script element early, whatever it stands in.
-    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     fallback = _fallback(kind, plain, label, alt) if static is None else _svg(static, f"{label}-static", alt)
-    body = (
-        f'<aid-{kind} role="group" aria-label="{html.escape(alt)}">'
-        f'<script type="application/json">{text}</script>'
-        f'<div class="aid-static">{fallback}</div></aid-{kind}>'
+    body = _element(kind, plain, "", fallback, alt)
+    _write(_figure(label, body, caption))
+
+
+def live(
+    kind: str,
+    models: Mapping[str, Mapping[str, torch.Tensor]],
+    settings: Mapping[str, Any],
+    *,
+    label: str,
+    alt: str,
+    static: Figure,
+    examples: Sequence[str],
+    caption: str = "",
+    input_title: str = "type here",
+    output_title: str = "output",
+    row_title: str = "output",
+    column_title: str = "input",
+) -> None:
+    """Puts trained models on the page, to run in the reader's browser while they type.
+
+    Args:
+        kind: the forward pass, a name in the registry of `web/forward.js`, such as "translator".
+        models: the state of each model by name. The weights are rounded to 16 bits (`rounded`); all of them together
+            make one file beside the page, of at most `ext.live.LIMIT` bytes.
+        settings: what that forward pass needs beside the weights; `web/forward.js` says what.
+        label: unique in the book, starting with the chapter's slug; the file is called `<label>.safetensors`.
+        alt: what can be seen and done, in words.
+        static: the picture for readers without JavaScript.
+        examples: inputs to offer; the first is shown at the start.
+        caption: the line below.
+        input_title: the name of the field.
+        output_title: the name of what comes out.
+        row_title: what a row of the matrix of weights is.
+        column_title: what a column is.
+
+    Raises:
+        ValueError: if the label is malformed, `alt` or `examples` is empty, or the models are too large.
+    """
+    _check(label, alt)
+    if not examples:
+        raise ValueError(f"{label}: give at least one example to start with")
+    file = f"{label}.safetensors"
+    data = {"kind": kind, "file": file, "examples": list(examples)}
+    data |= {"input_title": input_title, "output_title": output_title}
+    data |= {"row_title": row_title, "column_title": column_title}
+    body = _element(
+        "live", data, embedded(pack(models, _plain(settings)), file), _svg(static, f"{label}-static", alt), alt
     )
     _write(_figure(label, body, caption))
+
+
+def _element(kind: str, data: dict[str, Any], extra: str, fallback: str, alt: str) -> str:
+    """The custom element with its data, and what stands in its place without JavaScript."""
+    # "</" would end the script element early, whatever it stands in.
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    return (
+        f'<aid-{kind} role="group" aria-label="{html.escape(alt)}">'
+        f'<script type="application/json">{text}</script>{extra}'
+        f'<div class="aid-static">{fallback}</div></aid-{kind}>'
+    )
 
 
 def _check(label: str, alt: str) -> None:
@@ -413,8 +476,40 @@ def _check_shapes(kind: str, data: dict[str, Any]) -> None:
             if not {"title", "text"} <= step.keys():
                 raise ValueError('every step needs a "title" and a "text"')
             step["text"] = _inline(step["text"])
-    if kind in (MATRIX, FRAMES, STEPPER) and not data[{MATRIX: "layers", FRAMES: "frames", STEPPER: "steps"}[kind]]:
+    elif kind == ATTENTION:
+        for layer in data["layers"]:
+            _same(len(layer["heads"]), len(data["layers"][0]["heads"]), "heads of the layers")
+            for head in layer["heads"]:
+                what = f"layer {layer['name']!r}, head {head['name']!r}: weights and"
+                _same(len(head["weights"]), len(data["queries"]), f"{what} queries")
+                for line in head["weights"]:
+                    _same(len(line), len(data["keys"]), f"{what} keys")
+    elif kind == HANDS:
+        for name in ("query", "key"):
+            _same(len(data[name]), 2 * len(data["thetas"]), f"the {name}'s numbers, and twice the angles")
+    elif kind == PATTERNS:
+        for pattern in data["patterns"]:
+            masks = pattern.pop("masks")
+            _same(len(masks), len(data["sizes"]), f"pattern {pattern['name']!r}: masks and sizes")
+            for row in masks:
+                _same(len(row), len(data["windows"]), f"pattern {pattern['name']!r}: masks and windows")
+            pattern["layers"] = [[_layers(np.array(mask, dtype=bool)) for mask in row] for row in masks]
+    entries = {MATRIX: "layers", ATTENTION: "layers", FRAMES: "frames", STEPPER: "steps", PATTERNS: "patterns"}
+    if kind in entries and not data[entries[kind]]:
         raise ValueError(f"a {kind!r} widget needs at least one entry")
+
+
+def _layers(mask: np.ndarray) -> list[str]:
+    """How many layers until key j has reached query i: a digit of base 36 for each pair, "." for never."""
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    count, reached = np.where(mask, 1, 0), mask
+    for layer in range(2, len(mask) + 1):
+        reached = (reached.astype(int) @ mask.astype(int)) > 0
+        new = reached & (count == 0)
+        if new.any() and layer >= len(digits):
+            raise ValueError(f"a pattern that needs {layer} layers to reach a token; choose a smaller size")
+        count[new] = layer
+    return ["".join(digits[k] if k else "." for k in row) for row in count]
 
 
 def _same(left: int, right: int, what: str) -> None:
@@ -429,6 +524,15 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
         rows = [[name, *values] for name, values in zip(data["rows"], layer["values"], strict=True)]
         heads = [data.get("row_title", ""), *[str(name) for name in data["columns"]]]
         return _table(rows, heads, layer["name"], head_column=True)
+    if kind == ATTENTION:
+        layer, head = data["layers"][0], data["layers"][0]["heads"][0]
+        rows = [[name, *weights] for name, weights in zip(data["queries"], head["weights"], strict=True)]
+        heads = [data.get("row_title", ""), *[str(name) for name in data["keys"]]]
+        return _table(rows, heads, f"{layer['name']}, {head['name']}", head_column=True)
+    if kind == HANDS:
+        return _svg(_draw_hands(data), f"{label}-static", alt)
+    if kind == PATTERNS:
+        return _svg(_draw_patterns(data), f"{label}-static", alt)
     if kind == SOFTMAX:
         scores = np.array(data["scores"], dtype=float) / float(data.get("temperature", 1.0))
         weights = np.exp(scores - scores.max())
@@ -439,8 +543,7 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
         rows = [[f"query {i}", *["●" if j <= i + kv_seq - q_seq else "·" for j in range(kv_seq)]] for i in range(q_seq)]
         return _table(rows, ["", *[f"key {j}" for j in range(kv_seq)]], "Causal mask", head_column=True)
     if kind == STEPPER:
-        items = "".join(f"<li><strong>{_inline(step['title'])}.</strong> {step['text']}</li>" for step in data["steps"])
-        return f"<ol>{items}</ol>"
+        return f"<ol>{''.join(map(_step, data['steps']))}</ol>"
     frame = data["frames"][0]
     fig, axes = plt.subplots()
     places = range(len(data["x"]))
@@ -455,3 +558,38 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
     axes.set(xlabel=data.get("x_title", ""), ylabel=data.get("y_title", ""), title=frame["name"])
     axes.legend()
     return _svg(fig, f"{label}-static", alt)
+
+
+def _step(step: dict[str, Any]) -> str:
+    """A step in words: title, text, and where the counters stand."""
+    counters = "; ".join(f"{_inline(name)} {_number(value)}" for name, value in step.get("counters", {}).items())
+    end = f" ({counters})" if counters else ""
+    return f"<li><strong>{_inline(step['title'])}.</strong> {step['text']}{end}</li>"
+
+
+def _draw_hands(data: dict[str, Any]) -> Figure:
+    """The score of a rotated query and a rotated key over their distance."""
+    query, key = (np.array(data[name]).reshape(-1, 2) @ np.array([1, 1j]) for name in ("query", "key"))
+    distance = np.arange(1 - data["positions"], data["positions"])
+    turned = query * key.conj() * np.exp(1j * np.outer(distance, data["thetas"]))
+    fig, axes = plt.subplots(figsize=(6.8, 2.6))
+    axes.plot(distance, turned.real.sum(axis=-1), color=palette.green)
+    axes.set(xlabel="position of the query − position of the key", ylabel="score")
+    return fig
+
+
+def _draw_patterns(data: dict[str, Any]) -> Figure:
+    """Who reads whom, in every pattern at the first size and window."""
+    patterns = data["patterns"]
+    width = min(4, len(patterns))
+    height = -(-len(patterns) // width)
+    fig, panels = plt.subplots(height, width, figsize=(1.75 * width, 1.95 * height), squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for panel, pattern in zip(panels.flat, patterns, strict=False):
+        panel.set_axis_on()
+        panel.imshow(
+            np.array([[digit == "1" for digit in row] for row in pattern["layers"][0][0]], dtype=float), vmax=1.3
+        )
+        panel.set(title=pattern["name"], xticks=[], yticks=[])
+    return fig

@@ -50,13 +50,14 @@ customElements.define("aid-frames", class extends Widget {
     const cursor = draw("line", { class: "aid-cursor", y1: TOP, y2: HEIGHT - BOTTOM });
     const chart = draw("svg", {
       viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": this.getAttribute("aria-label"),
-      onpointermove: (event) => {
-        const box = chart.getBoundingClientRect();
-        const place = ((event.clientX - box.left) / box.width) * WIDTH;
-        const near = x.reduce((best, _, k) => (Math.abs(spot(k) - place) < Math.abs(spot(best) - place) ? k : best), 0);
-        if (near !== at) { at = near; pick.input.value = at; read(); }
-      },
+      onpointermove: (event) => follow(event), onpointerdown: (event) => follow(event),
     }, axes, cursor, marks);
+    const follow = (event) => {
+      const box = chart.getBoundingClientRect();
+      const place = ((event.clientX - box.left) / box.width) * WIDTH;
+      const near = x.reduce((best, _, k) => (Math.abs(spot(k) - place) < Math.abs(spot(best) - place) ? k : best), 0);
+      if (near !== at) { at = near; pick.show(at); read(); }
+    };
     const legend = el("ul", { class: "aid-legend" }, ...names.map((name) =>
       el("li", {}, el("span", { class: "aid-swatch", style: `background: ${colour(name)}`, "aria-hidden": "true" }), name)));
     const line = reading();

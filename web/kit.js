@@ -49,12 +49,12 @@ export function brief(value) {
 
 /** A custom element whose data stands in a JSON script inside it. What it shows without JavaScript stays on error. */
 export class Widget extends HTMLElement {
-  connectedCallback() {
+  async connectedCallback() {
     if (this.ready) return;
     this.ready = true;
     const data = JSON.parse(this.querySelector('script[type="application/json"]').textContent);
     const body = el("div", { class: "aid-widget" });
-    this.build(data, body);
+    await this.build(data, body);
     this.querySelector(".aid-static")?.remove();
     this.append(body);
     this.typeset(body);
@@ -66,20 +66,20 @@ export class Widget extends HTMLElement {
   }
 }
 
-/** A labelled slider: `change(value)` is called while it moves. */
+/** A labelled slider: `change(value)` is called while it moves; `show(value)` moves it from outside, calling nothing. */
 export function slider({ label, min, max, step, value, change, text = number }) {
   const id = unique("slider");
   const shown = el("output", { for: id }, text(value));
+  const say = (now) => {
+    shown.textContent = text(now);
+    input.setAttribute("aria-valuetext", text(now));
+  };
   const input = el("input", {
     type: "range", id, min, max, step, value, "aria-valuetext": text(value),
-    oninput: () => {
-      const now = Number(input.value);
-      shown.textContent = text(now);
-      input.setAttribute("aria-valuetext", text(now));
-      change(now);
-    },
+    oninput: () => { say(Number(input.value)); change(Number(input.value)); },
   });
-  return { node: el("div", { class: "aid-slider" }, el("label", { for: id }, label), input, shown), input };
+  const show = (now) => { input.value = now; say(now); };
+  return { node: el("div", { class: "aid-slider" }, el("label", { for: id }, label), input, shown), input, show };
 }
 
 /** A choice among a few: radio buttons in a row. */

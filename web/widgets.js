@@ -1,6 +1,8 @@
 // Loads the module of each widget that stands on this page, and no other; makes wide figures reachable.
 
-const kinds = ["matrix", "softmax", "frames", "mask", "stepper", "costs", "filter"];
+const kinds = [
+  "matrix", "attention", "softmax", "frames", "mask", "stepper", "hands", "patterns", "live", "costs", "filter",
+];
 
 for (const kind of kinds) {
   if (document.querySelector(`aid-${kind}`)) import(new URL(`./${kind}.js`, import.meta.url));
