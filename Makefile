@@ -78,6 +78,7 @@ test: env system lint  ## everything that CI runs
 
 bench: env  ## the benchmarks that run on this machine
 	$(BIN)/python benchmarks/flash.py --tiny --json _build/flash_tiny.json
+	$(BIN)/python benchmarks/grading.py --students 40 --rounds 1 --json _build/grading.json
 
 soak: env  ## the long version of the author's judge: 20 seeds
 	$(BIN)/attn check --seeds 20 --json _build/check_soak.json
