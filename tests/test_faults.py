@@ -270,9 +270,13 @@ def test_a_full_disk(coordinators, cluster, small_class, undisturbed, tmp_path, 
         assert everything(root) == undisturbed
 
 
-_LOCKER = (
-    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); print(1, flush=True); input()"
-)
+_LOCKER = """
+import sqlite3, sys
+book = sqlite3.connect(sys.argv[1])
+book.execute("BEGIN EXCLUSIVE")
+print(1, flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_gradebook_that_another_program_has_locked(coordinators, cluster, small_class, undisturbed, tmp_path):

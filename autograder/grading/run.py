@@ -361,7 +361,8 @@ def _of_this_course(result: SubmissionResult, submission: Submission, data: byte
         return result
     ours = basis(submission.slug)
     parts = [part for part in ours if result.basis.get(part) != ours[part]]
-    return _lost(submission, data, f"the worker's copy of the course differs from this one ({', '.join(parts)})")
+    remedy = "give it the same files and versions"
+    return _lost(submission, data, f"the worker's course differs from this one ({', '.join(parts)}); {remedy}")
 
 
 def _lost(submission: Submission, data: bytes, message: str) -> SubmissionResult:
