@@ -123,7 +123,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.grades = {slug: honest(slug) for slug in (SCALED, ADDITIVE)}
-        self.neighbour = Session(["import numpy as np\ndef count(n):\n    return np.arange(n)"]).__enter__()
+        self.neighbour = Session(
+            ["import numpy as np\ndef count(n):\n    return np.arange(n)"], Limits(cpu_seconds=3600)
+        ).__enter__()  # it has to outlast all attacks, also on a machine where they take long
         self.judged = 0
         self.keeper = client.server()._process.pid
         self.processes = children(os.getpid())
@@ -142,6 +144,7 @@ class Watch:
             assert without_seconds(honest(slug)) == without_seconds(self.grades[slug])
 
     def world(self) -> None:
+        self.neighbour.allow(60)
         assert Student(self.neighbour).count(5).tolist() == [0, 1, 2, 3, 4]
         assert grader() == self.grader
         assert not listening() - self.sockets
