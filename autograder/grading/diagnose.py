@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,21 @@ from autograder.grading.suite import Run, Verdict, own_seed, suite
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
 
+Entry = tuple[str, Any]
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, np.dtype("float32"): 1e-4, np.dtype("float16"): 1e-2}
 
 
 def namespace_with(slug: str, answer: Answer) -> dict[str, Any]:
     """The reference module's namespace with one definition replaced."""
     namespace = dict(vars(importlib.import_module(f"solutions.{slug}")))
-    source = "from __future__ import annotations\n" + answer.source
-    exec(compile(source, f"<{answer.exercise}: {answer.name}>", "exec"), namespace)
+    exec(_compiled(answer), namespace)
     return namespace
+
+
+@cache
+def _compiled(answer: Answer) -> CodeType:
+    source = "from __future__ import annotations\n" + answer.source
+    return compile(source, f"<{answer.exercise}: {answer.name}>", "exec")
 
 
 def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callable[[str], int]) -> Answer | None:
@@ -49,19 +56,37 @@ def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callabl
     return candidates[0] if len(candidates) == 1 else None
 
 
+class _Differs(BaseException):
+    """A replay has returned something else than the submission did, so the rest of the test can tell nothing more."""
+
+
+class _Following(list[Entry]):
+    """A journal's entries, held against those of the submission as they come in."""
+
+    def __init__(self, expected: Sequence[Entry]) -> None:
+        super().__init__()
+        self._expected = expected
+
+    def append(self, entry: Entry) -> None:
+        """Take one entry in.
+
+        Raises:
+            _Differs: the submission's was another one, or it made no further call.
+        """
+        if len(self) == len(self._expected) or not _same_entry(entry, self._expected[len(self)]):
+            raise _Differs
+        super().append(entry)
+
+
 def _behaves_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
-    run, journal = replay(exercise.slug, answer, verdict.test.name, seeds(verdict.test.name))
-    return _outcome(run) == verdict.outcome and same_journal(journal, verdict.journal)
-
-
-@lru_cache(maxsize=512)
-def replay(slug: str, answer: Answer, test_name: str, seed: int) -> tuple[Run, Journal]:
-    """Run one test against one of our own answers, in this process."""
-    hidden = suite(slug)
-    test = next(test for test in hidden.tests[answer.exercise] if test.name == test_name)
-    student = Student(Direct(namespace_with(slug, answer)), own_seed(seed))
-    run = hidden.run(test, student, np.random.default_rng(seed))
-    return run, student.journal
+    """Whether one of our own answers, run through the same test in this process, does what the submission did."""
+    seed = seeds(verdict.test.name)
+    student = Student(Direct(namespace_with(exercise.slug, answer)), own_seed(seed))
+    student.journal = Journal(_Following(verdict.journal.entries))
+    run = suite(exercise.slug).run(verdict.test, student, np.random.default_rng(seed))
+    if isinstance(run.error, _Differs):
+        return False
+    return _outcome(run) == verdict.outcome and len(student.journal.entries) == len(verdict.journal.entries)
 
 
 def _outcome(run: Run) -> str:
@@ -70,12 +95,8 @@ def _outcome(run: Run) -> str:
     return run.error.outcome if isinstance(run.error, StudentError) else "failed"
 
 
-def same_journal(one: Journal, other: Journal) -> bool:
-    """Whether two submissions returned the same in the course of one test."""
-    return len(one.entries) == len(other.entries) and all(
-        kind == other_kind and _same(value, other_value)
-        for (kind, value), (other_kind, other_value) in zip(one.entries, other.entries, strict=True)
-    )
+def _same_entry(one: Entry, other: Entry) -> bool:
+    return one[0] == other[0] and _same(one[1], other[1])
 
 
 def _same(one: Any, other: Any) -> bool:

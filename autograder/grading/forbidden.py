@@ -69,10 +69,11 @@ class _Scope:
 
     def inside(self, node: Function) -> _Scope:
         """The scope of a function's body: its own names hide those outside."""
-        own = _own_names(node)
+        below = _direct(node)
+        own = _own_names(node.args, below)
         aliases = {name: values for name, values in self.aliases.items() if name not in own}
         scope = _Scope(aliases, self.hidden | own)
-        pairs = [pair for child in _direct(node) for pair in _assignments(child)]
+        pairs = [pair for child in below for pair in _assignments(child)]
         for target, value in [*_defaults(node.args), *pairs]:
             scope.learn(target, value, self)
         return scope
@@ -87,6 +88,7 @@ class _Scope:
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_OWN_SCOPE = (*_FUNCTIONS, ast.ClassDef)
 
 
 class Reach:
@@ -98,6 +100,7 @@ class Reach:
         self.stars: list[str] = []
         self.everywhere: list[Finding] = []
         self.patches: list[ast.AST] = []
+        self._walks: dict[int, list[tuple[ast.AST, _Scope]]] = {}
         for index, source in enumerate(cells):
             try:
                 tree = ast.parse(plain_python(source))
@@ -171,10 +174,16 @@ class Reach:
                     continue
                 walked.add(id(node))
                 found.append(node)
-                for child, scope in _scoped(node, self.scope):
+                for child, scope in self.walk(node):
                     if isinstance(child, ast.Name) and child.id not in scope.hidden:
                         queue.append(child.id)
         return found
+
+    def walk(self, root: ast.AST) -> list[tuple[ast.AST, _Scope]]:
+        """Every node of a top-level statement with its scope; read once, because several exercises may lead to it."""
+        if id(root) not in self._walks:
+            self._walks[id(root)] = list(_scoped(root, self.scope))
+        return self._walks[id(root)]
 
     def may_come_from_a_star(self, name: str) -> bool:
         """Whether a bare name is neither the notebook's own nor Python's."""
@@ -198,27 +207,30 @@ def _scoped(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
         yield from _scoped(child, scope)
 
 
-def _direct(node: ast.AST) -> Iterator[ast.AST]:
+def _direct(node: ast.AST) -> list[ast.AST]:
     """Nodes below this one that lie in its own scope, not in that of a function or class inside it."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, (*_FUNCTIONS, ast.ClassDef)):
-            yield from _direct(child)
+    found: list[ast.AST] = []
+    queue = list(ast.iter_child_nodes(node))[::-1]
+    while queue:
+        child = queue.pop()
+        found.append(child)
+        if not isinstance(child, _OWN_SCOPE):
+            queue += list(ast.iter_child_nodes(child))[::-1]
+    return found
 
 
-def _own_names(node: Function) -> frozenset[str]:
+def _own_names(arguments: ast.arguments, below: Sequence[ast.AST]) -> frozenset[str]:
     """Names that belong to a function: its parameters and what it binds, but for those it declares global."""
-    arguments = node.args
     own = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     own |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None}
     foreign: set[str] = set()
-    for child in _direct(node):
+    for child in below:
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             own.add(child.id)
         elif isinstance(child, (ast.Global, ast.Nonlocal)):
             foreign.update(child.names)
     # A comprehension's variable is its own, not the function's: the name may still mean the outer one beside it.
-    for child in _direct(node):
+    for child in below:
         if isinstance(child, ast.comprehension):
             foreign.update(n.id for n in ast.walk(child.target) if isinstance(n, ast.Name))
     return frozenset(own - foreign)
@@ -276,7 +288,7 @@ def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str], judged:
 
 
 def _findings(root: ast.AST, wanted: Sequence[str], reach: Reach) -> Iterator[Finding]:
-    for node, scope in _scoped(root, reach.scope):
+    for node, scope in reach.walk(root):
         for name in _library_names(node, scope, reach):
             hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
             if hit is not None:

@@ -85,7 +85,7 @@ def judge_notebook(
             limits,
             known_still(known, notebook.cells),
         )
-    except (SandboxUnavailable, GraderFault) as error:
+    except SandboxUnavailable as error:
         return result(
             "ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error)
         )
@@ -114,10 +114,6 @@ def _notes(slug: str, release: str | None) -> tuple[str, ...]:
     if release is not None and release != course.current_release(slug):
         return ("This notebook is of another release of the exercises than the one that is graded here.",)
     return ()
-
-
-class GraderFault(Exception):
-    """A hidden test itself broke: the grader's fault, never the student's."""
 
 
 def _blank(exercise: Exercise, outcome: str, message: str = "") -> ExerciseResult:
@@ -198,16 +194,13 @@ def outcome_of(run: Run) -> tuple[str, str]:
     """Outcome and message of one run.
 
     Raises:
-        GraderFault: the test itself broke.
-        SandboxUnavailable: the sandbox did.
+        SandboxUnavailable: the sandbox broke.
     """
     error = run.error
     if error is None:
         return "passed", ""
     if isinstance(error, SandboxUnavailable):
         raise error
-    if run.in_setup:
-        raise GraderFault(f"a fixture failed: {type(error).__name__}: {error}")
     if isinstance(error, Wrong):
         return "failed", str(error)
     if isinstance(error, StudentError):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
-from _pytest.runner import runtestprotocol
 
 from autograder.sandbox.student import Journal, Student
 from autograder.suites.kit import Gauge, Mark, gauging
@@ -36,7 +36,8 @@ class HiddenTest:
     name: str
     claim: str
     mark: Mark
-    item: pytest.Item
+    arguments: tuple[str, ...]
+    function: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Run:
 
     error: BaseException | None
     gauges: tuple[Gauge, ...]
-    in_setup: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,16 @@ class Verdict:
     journal: Journal
 
 
-class Seat:
-    """The pytest plugin that hands the current submission to the fixtures of ``suites/conftest.py``."""
+class _Faults:
+    """A pytest plugin that notes what could not be collected."""
 
     def __init__(self) -> None:
-        self.student: Student | None = None
-        self.rng: np.random.Generator | None = None
-        self.collection_errors: list[str] = []
-        self.error: BaseException | None = None
-        self.in_setup = False
+        self.errors: list[str] = []
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note what could not be collected."""
+        """Called by pytest for each file that it has read."""
         if report.failed:
-            self.collection_errors.append(str(report.longrepr))
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
-        """Keep the exception itself. The printed traceback that a report usually holds would cost most of the time."""
-        failed = call.excinfo is not None
-        if call.excinfo is not None and self.error is None:
-            self.error, self.in_setup = call.excinfo.value, call.when != "call"
-        outcome: Literal["passed", "failed"] = "failed" if failed else "passed"
-        when = call.when if call.when != "collect" else "call"
-        return pytest.TestReport(item.nodeid, item.location, {}, outcome, None, when)
+            self.errors.append(str(report.longrepr))
 
 
 class Suite:
@@ -95,50 +81,41 @@ class Suite:
         if not path.is_file():
             raise SuiteError(f"{path.name} does not exist")
         self.slug = slug
-        self._seat = Seat()
+        faults = _Faults()
         # No ini-file, no cache, no capture: what runs here is the suite alone, wherever the caller stands.
         arguments = [str(path), "-c", os.devnull, "--rootdir", str(SUITES), "-p", "no:cacheprovider", "-s"]
-        arguments += [
-            "-p",
-            "no:terminal",
-            "-W",
-            "ignore",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:timeout",
-            "-p",
-            "no:faulthandler",
-        ]
-        # What the garbage collector finds while a test runs is nobody's answer.
-        arguments += ["-p", "no:unraisableexception", "-p", "no:threadexception"]
+        arguments += ["-W", "ignore"]
+        for plugin in ("terminal", "xdist", "timeout", "faulthandler", "unraisableexception", "threadexception"):
+            arguments += ["-p", f"no:{plugin}"]
         config = _prepareconfig(arguments)
-        config.pluginmanager.register(self._seat, "attn-seat")
+        config.pluginmanager.register(faults)
         config._do_configure()
         self._session = Session.from_config(config)
         config.hook.pytest_sessionstart(session=self._session)
         config.hook.pytest_collection(session=self._session)
-        if self._seat.collection_errors:
-            raise SuiteError(f"{path.name} cannot be collected:\n" + "\n".join(self._seat.collection_errors))
+        if faults.errors:
+            raise SuiteError(f"{path.name} cannot be collected:\n" + "\n".join(faults.errors))
         self.tests: dict[str, list[HiddenTest]] = {}
         for item in self._session.items:
             test = _hidden_test(item, path)
             self.tests.setdefault(test.mark.exercise, []).append(test)
 
     def run(self, test: HiddenTest, student: Student, rng: np.random.Generator) -> Run:
-        """Run one test against one submission with these random numbers."""
-        with self._seated(student, rng), gauging() as gauges:
-            runtestprotocol(test.item, log=False, nextitem=None)
-            return Run(self._seat.error, tuple(gauges), self._seat.in_setup)
+        """Run one test against one submission with these random numbers.
 
-    @contextmanager
-    def _seated(self, student: Student, rng: np.random.Generator) -> Iterator[None]:
-        self._seat.student, self._seat.rng = student, rng
-        self._seat.error, self._seat.in_setup = None, False
-        try:
-            yield
-        finally:
-            self._seat.student = self._seat.rng = None
+        pytest has collected the test; the call is ours, because pytest's own protocol around it costs more than most
+        tests do.
+        """
+        given = {"student": student, "rng": rng}
+        with gauging() as gauges, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                test.function(**{name: given[name] for name in test.arguments})
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a test that skips or exits has not shown that its claim holds
+                return Run(error, tuple(gauges))
+            return Run(None, tuple(gauges))
 
 
 def _hidden_test(item: pytest.Item, path: Path) -> HiddenTest:
@@ -148,7 +125,10 @@ def _hidden_test(item: pytest.Item, path: Path) -> HiddenTest:
         raise SuiteError(f"{path.name}: {item.name} carries no @hidden(…)")
     if not function.__doc__:
         raise SuiteError(f"{path.name}: {item.name} states no claim in its docstring")
-    return HiddenTest(item.name, " ".join(function.__doc__.split()), mark, item)
+    arguments = tuple(inspect.signature(function).parameters)
+    if strangers := set(arguments) - {"student", "rng"}:
+        raise SuiteError(f"{path.name}: {item.name} asks for {sorted(strangers)}; there are `student` and `rng`")
+    return HiddenTest(item.name, " ".join(function.__doc__.split()), mark, arguments, function)
 
 
 @cache

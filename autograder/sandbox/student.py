@@ -114,7 +114,8 @@ class Student:
 
     Args:
         transport: where the submission runs.
-        seed: of the random numbers that the submission itself may draw; set before the first call.
+        seed: of the random numbers that the submission itself may draw; planted before the first call, so that
+            parameters which a module draws for itself are the same on every run, and in a replay.
     """
 
     def __init__(self, transport: Transport, seed: int | None = None) -> None:
@@ -151,7 +152,7 @@ class Student:
     # What follows is shared with the handles of modules.
 
     def _ask(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> Any:
-        message = {"op": op, **target, "arguments": _Arguments().encode((args, kwargs))}
+        message = {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": self._seed}
         return self._read(lambda: self._transport.request(message))
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
@@ -159,7 +160,8 @@ class Student:
         readings: list[Reading] = []
 
         def measured() -> dict[str, Any]:
-            reply, reading = self._transport.measure({"op": "trace", **target, "arguments": arguments})
+            message = {"op": "trace", **target, "arguments": arguments, "seed": self._seed}
+            reply, reading = self._transport.measure(message)
             readings.append(reading)
             return reply
 
@@ -182,11 +184,9 @@ class Student:
 
     def _read(self, request: Callable[[], dict[str, Any]]) -> Any:
         try:
-            if self._seed is not None:
-                # Parameters that a module draws for itself must be the same on every run, and in a replay.
-                self._transport.request({"op": "seed", "seed": self._seed})
-                self._seed = None
-            value = self._understood(request())
+            reply = request()
+            self._seed = None  # the first call has planted it
+            value = self._understood(reply)
         except StudentError as error:
             bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
             self.journal.entries.append(("error", f"{error.outcome}:{bases}"))

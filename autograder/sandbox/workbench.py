@@ -48,13 +48,12 @@ class Workbench:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
-        A request holds ``op`` (seed, call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, and
-        the encoded ``arguments`` (a pair of positional and keyword arguments).
+        A request holds ``op`` (call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, the encoded
+        ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before.
         """
         try:
-            if request["op"] == "seed":
+            if request.get("seed") is not None:
                 _seed(int(request["seed"]))
-                return {"value": self._encode(None)}
             args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
             operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
             target = self._target(request)
@@ -115,7 +114,7 @@ def _cell_of(filename: str) -> int | None:
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed notes the whole call stack, for GPUs, each time
 
 
 def _call(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:

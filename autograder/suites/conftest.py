@@ -1,7 +1,7 @@
-"""Fixtures of the hidden suites: `student`, the submission, and `rng`, the numbers a test draws.
+"""Fixtures of the hidden suites under plain pytest: `student`, the submission, and `rng`, the numbers a test draws.
 
-Plain pytest works too: `pytest autograder/suites` judges the references,
-`pytest autograder/suites --submission FILE.ipynb` judges a notebook.
+The grader collects the suites with pytest and calls their tests with arguments of its own. By hand:
+`pytest autograder/suites` judges the references, `pytest autograder/suites --submission FILE.ipynb` judges a notebook.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,22 +27,13 @@ def _slug(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """The numbers a test draws: from the grader's seed, or from the test's name in a plain run."""
-    seat: Any = request.config.pluginmanager.get_plugin("attn-seat")
-    if seat is not None:
-        assert seat.rng is not None
-        return seat.rng
+    """The numbers a test draws, from the test's name; the grader has a seed of its own for each student."""
     return np.random.default_rng(list(request.node.name.encode()))
 
 
 @pytest.fixture
 def student(request: pytest.FixtureRequest) -> Iterator[Student]:
-    """The submission: the grader's, the notebook named on the command line, or the reference."""
-    seat: Any = request.config.pluginmanager.get_plugin("attn-seat")
-    if seat is not None:
-        assert seat.student is not None
-        yield seat.student
-        return
+    """The submission: the notebook named on the command line, or the reference."""
     notebook = request.config.getoption("--submission", default=None)
     if notebook is None:
         yield Student(Direct(vars(importlib.import_module(f"solutions.{_slug(request)}"))))

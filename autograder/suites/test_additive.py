@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import torch
@@ -785,16 +787,17 @@ def test_hard_alignment_with_other_leading_axes(student, rng):
 
 
 def steps_by_spreading(distance, layer, kernel_size, dilation):
-    """Spread the set of positions that have heard of position 0, layer by layer, until it holds `distance`."""
-    reached, layers = {0}, 0
-    while distance not in reached:
+    """Spread the positions that have heard of position 0, as bits of one number, layer by layer up to `distance`."""
+    reached, layers = 1, 0
+    while not reached >> distance & 1:
         if layer == "attention":
             offsets = range(distance + 1)
         elif layer == "rnn":
             offsets = range(2)
         else:
             offsets = [tap * (dilation**layers if layer == "dilated_cnn" else 1) for tap in range(kernel_size)]
-        reached = {position + offset for position in reached for offset in offsets if position + offset <= distance}
+        spread = reduce(or_, (reached << offset for offset in offsets))
+        reached = spread & ((2 << distance) - 1)
         layers += 1
     return layers
 
