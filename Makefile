@@ -80,6 +80,7 @@ test: env system lint  ## everything that CI runs
 bench: env  ## the benchmarks that run on this machine
 	$(BIN)/python benchmarks/flash.py --tiny --json _build/flash_tiny.json
 	$(BIN)/python benchmarks/long_sequences.py --json _build/long_sequences.json
+	$(BIN)/python benchmarks/grading.py --students 40 --rounds 1 --json _build/grading.json
 
 soak: env system  ## the long versions: 50 kills, 20 seeds, 5,000 submissions; records below _build/soak
 	@mkdir -p _build/soak
