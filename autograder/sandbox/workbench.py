@@ -48,8 +48,8 @@ class Workbench:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
-        A request holds ``op`` (call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, the encoded
-        ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before.
+        A request holds ``op`` (call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, the
+        encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before.
         """
         try:
             if request.get("seed") is not None:
