@@ -50,8 +50,11 @@ class BareStudent(Student):
             raise _error(workbench.describe(error)) from None
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+        before = time.process_time()
         cost = self._ask("trace", target, args, kwargs)
-        return Trace(**cost | {"calls": tuple(cost["calls"]), "outside_bytes": cost["peak_bytes"]})
+        seconds = time.process_time() - before
+        outside = {"outside_bytes": cost["peak_bytes"], "outside_seconds": seconds}
+        return Trace(**cost | outside | {"calls": tuple(cost["calls"])})
 
     def _function(self, target: dict[str, Any]) -> Any:
         if "handle" not in target:

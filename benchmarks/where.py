@@ -23,7 +23,6 @@ from autograder.grading import diagnose, judge, record
 from autograder.grading.record import Recorder
 from autograder.grading.secret import course_secret
 from autograder.grading.suite import suite
-from autograder.sandbox import session
 from autograder.sandbox.session import Session
 
 PARTS = {
@@ -85,9 +84,15 @@ def _with_children(pid: int) -> float:
 
 
 def _keeper() -> int:
-    """The fork server's process: the one child of the watchman that the grader started."""
-    watchman = session.warm_server()._process.pid
-    return int(Path(f"/proc/{watchman}/task/{watchman}/children").read_text().split()[0])
+    """The fork server's process: the child of the watchman, which is the one process that a first session starts."""
+    with Session([]):
+        pass
+    watchman = _children(os.getpid())[0]
+    return _children(watchman)[0]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def profile(students: list[Path], slug: str, warm: int) -> dict[str, Any]:
