@@ -89,7 +89,8 @@ def check_sources(app: Sphinx, env: BuildEnvironment) -> None:
 
 def note_labels(app: Sphinx, doctree: nodes.document) -> None:
     """Remember which places an author named on a page, and to which names the page refers."""
-    named = {name for target in doctree.findall(nodes.target) for name in target.get("names", [])}
+    named = {name for name, explicit in doctree.nametypes.items() if explicit and doctree.nameids.get(name)}
+    named -= {name for note in doctree.findall(nodes.footnote) for name in note["names"]}
     named |= {block["label"] for block in doctree.findall(nodes.math_block) if block.get("label")}
     used = {link.get("reftarget") for link in doctree.findall(addnodes.pending_xref)}
     for link in doctree.findall(nodes.reference):

@@ -34,6 +34,7 @@ h1 {{ font-weight: 600; line-height: 1.25; }}
 form {{ display: flex; gap: 0.5rem; flex-wrap: wrap; }}
 input {{ flex: 1; min-width: 10rem; font: inherit; padding: 0.35rem 0.6rem; }}
 button {{ font: inherit; padding: 0.35rem 1rem; }}
+body {{ background: light-dark(#fff, #14171c); color: light-dark(#20262e, #d9dee6); }}
 a {{ color: light-dark(#1c64b4, #79b4f0); }}
 </style>
 </head>

@@ -25,8 +25,8 @@ Report = Callable[[str], None]
 
 # "reading sources... [ 25%] chapters/additive/lesson", and the same for "writing output"
 STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$")
-# "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line
-PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?): ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
+# "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line (and then with two colons)
+PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?)::? ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
 # A build that stops says what it was on the line after one of these.
 STOPPED = re.compile(
     r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
@@ -68,6 +68,7 @@ class Problem:
 
 REMEDIES = [
     (r"could not find bibtex key", "Add the entry to references.bib, in the chapter's own block, or mend the key."),
+    (r"nothing in the book refers to the label", "Refer to it, or take the label away."),
     (r"nothing in the book refers to", "Cite it with {cite:p}, or take it out of references.bib."),
     (r"without alternative text", "Say in alt what the picture shows."),
     (r"bare figure", "End the cell with show(fig, label=..., alt=...) from ext.lesson."),
@@ -160,7 +161,7 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
         encoding="utf-8",
     ) as process:
         try:
-            for line in _lines(process):
+            for line in _lines(process, root):
                 tail = [*tail[-199:], line]
                 if step := STEP.match(line):
                     report(f"{step[2]:>3} % {VERBS[step[1]]} {step[3]}")
@@ -180,11 +181,19 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
     return problems, tail, code
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+def _lines(process: subprocess.Popen[str], root: Path) -> Iterator[str]:
     assert process.stdout is not None
     for line in process.stdout:
         # Sphinx rewrites its progress line in place.
-        yield from (COLOURS.sub("", part).rstrip() for part in line.split("\r") if part.strip())
+        for part in line.split("\r"):
+            text = COLOURS.sub("", part).rstrip()
+            # A problem may follow progress on the same line.
+            start = text.find(f"{root}{os.sep}")
+            if start > 0 and "..." in text[:start] and PROBLEM.match(text[start:]):
+                yield text[:start].rstrip()
+                text = text[start:]
+            if text:
+                yield text
 
 
 def _place(place: str | None, root: Path) -> str:
