@@ -56,9 +56,10 @@ def pages(html, names):
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         for name in names:
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-            sizes = {}
-            page.on("response", lambda answer, into=sizes: into.update({answer.url: len(answer.body())}))
+            answers = []
+            page.on("response", answers.append)
             page.goto(f"{address}{name}.html", wait_until="networkidle")
+            sizes = {answer.url: len(answer.body()) for answer in answers}
             painted = page.evaluate(PAINTED)
             # What the theme and the formulas need is the same for every page, and cached after the first.
             ours = {path.name for path in (ROOT / "web").iterdir()}

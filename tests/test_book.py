@@ -169,8 +169,8 @@ def _visit(
 @needs_chromium
 @pytest.mark.parametrize("path", [*PAGES, "404.html"])
 def test_a_page_stands_alone_and_anyone_can_use_it(browser: Browser, site: str, path: str) -> None:
-    """No request goes elsewhere, nothing fails, pictures are described, axe finds nothing serious; in light and
-    dark, on a desk, a tablet and a phone, nothing but tables and figures in frames of their own is wider than the screen.
+    """No request goes elsewhere, nothing fails, pictures are described, axe finds nothing serious. In light and
+    dark, on a desk, a tablet and a phone, only tables and figures in frames of their own are wider than the screen.
     """
     SHOTS.mkdir(parents=True, exist_ok=True)
     with _visit(browser, site, path, has_touch=True) as page:

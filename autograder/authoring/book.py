@@ -26,7 +26,9 @@ Report = Callable[[str], None]
 # "reading sources... [ 25%] chapters/additive/lesson", and the same for "writing output"
 STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$")
 # "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line (and then with two colons)
-PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?)::? ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
+PROBLEM = re.compile(
+    r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?)::? ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$"
+)
 # A build that stops says what it was on the line after one of these.
 STOPPED = re.compile(
     r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
