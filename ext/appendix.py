@@ -119,7 +119,8 @@ class ChapterMap(Page):
         svg = diagrams.chapter_map(data.chapters(self.root), link)
         return [
             pages.raw(
-                f'<div class="aid-scroll aid-map" role="region" tabindex="0" aria-label="Map of the chapters">{svg}</div>'
+                '<div class="aid-scroll aid-map" role="region" tabindex="0" aria-label="Map of the chapters">'
+                f"{svg}</div>"
             )
         ]
 
