@@ -418,12 +418,27 @@ def _report(folder: Path, **options: Any) -> Path:
 def book(
     serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine afterwards.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A warning is an error.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also print the whole book into one PDF.")] = False,
+    lite: Annotated[
+        bool, typer.Option("--lite", help="Also build a site that runs NumPy exercises in a page.")
+    ] = False,
 ) -> None:
     """Build the HTML book."""
-    from autograder.authoring.book import build_book
+    from autograder.authoring.book import build_book, serve_book
+    from autograder.authoring.lite import build_lite
+    from autograder.authoring.pdf import print_book
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
 
     with _explained():
-        build_book(strict=strict, serve=serve, report=lambda line: console.print(line, highlight=False, soft_wrap=True))
+        if lite:
+            build_lite(course.ROOT, say)
+        pages = build_book(strict=strict, report=say)
+        if pdf:
+            say(f"The PDF is {print_book(course.ROOT, course.BUILD / 'attention-in-depth.pdf', say)}")
+        if serve:
+            serve_book(pages, say)
 
 
 @app.command()

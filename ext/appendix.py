@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from ext import data, diagrams, pages
+from ext import data, diagrams, exercise_pages, pages
 
 COMING = "coming"
 BRANCHES = {
@@ -118,7 +119,8 @@ class ChapterMap(Page):
         svg = diagrams.chapter_map(data.chapters(self.root), link)
         return [
             pages.raw(
-                f'<div class="aid-scroll" role="region" tabindex="0" aria-label="Map of the chapters">{svg}</div>'
+                '<div class="aid-scroll aid-map" role="region" tabindex="0" aria-label="Map of the chapters">'
+                f"{svg}</div>"
             )
         ]
 
@@ -140,8 +142,10 @@ class ChapterList(Page):
                 if self.written(chapter.slug):
                     self.env.note_dependency(str(source))
                     found = pages.exercises(source)
-                    hours = sum(one.minutes for one in found) / 60
-                    status: list[nodes.Node] = [nodes.Text(f"{len(found)} exercises, about {hours:.1f} h")]
+                    status: list[nodes.Node] = [
+                        nodes.Text(f"{len(found)} exercises, {pages.duration(found)} "),
+                        exercise_pages.progress(chapter.slug, found),
+                    ]
                 else:
                     status = [nodes.inline("", COMING, classes=["aid-soon"])]
                 title: list[nodes.Node] = [nodes.Text(f"{number}. "), *self.chapter_of(chapter.slug)]
@@ -334,6 +338,7 @@ class Glossary(Page):
         terms = sorted(data.read_yaml(path), key=lambda term: str(term["term"]).lower())
         rows: list[list[pages.Cell]] = []
         marks = []
+        entries: list[tuple[str, str, str, str, str | None]] = []
         for term in terms:
             chinese = nodes.inline("", term["chinese"], classes=["aid-chinese"])
             rows.append(
@@ -346,10 +351,13 @@ class Glossary(Page):
             )
             anchor = nodes.make_id(f"term-{term['term']}")
             marks.append({"ids": [anchor], "marks": {"chapter": term["chapter"]}})
+            # Search puts entries of the index first, and leads to the very line.
+            entries.append(("single", str(term["term"]), anchor, "main", None))
+            entries.append(("single", str(term["chinese"]), anchor, "main", "中文"))
         table = pages.table(
             ["term", "中文", "what it means", "chapter"], rows, classes=["aid-glossary"], attributes=marks
         )
-        return self.filtered("chapter", [table])
+        return [addnodes.index(entries=entries), *self.filtered("chapter", [table])]
 
 
 class CostCalculator(Page):

@@ -1,12 +1,13 @@
-"""The book's Sphinx extension: exercise lists, links to labelled cells, pages made from data, and checks of quality.
+"""The book's Sphinx extension: exercises, search, links to labelled cells, pages made from data, and checks of quality.
 
 It needs nothing of jupyter-book, so that the same tree builds with plain Sphinx. What it does:
 
-- directives: `exercise-list` here, the appendix pages in `ext.appendix`;
+- directives: the appendix pages in `ext.appendix`, exercises in `ext.exercise_pages`;
 - a code cell with `:label:` becomes a place that can be linked to (`{ref}` and the claims index use it);
-- an exercise page gets a download link and a place for each exercise;
+- search finds Chinese terms too (`ext.search`); a 404 page, link cards and a report link (`ext.site`);
 - a lesson runs again when anything it depends on changed (`ext.freshness`);
-- a figure without alternative text and a source that nothing refers to are warnings, hence errors in a strict build;
+- a figure without alternative text, and a source or label that nothing refers to, are warnings, hence errors in a
+  strict build;
 - models that run in the page are put beside it (`ext.live`);
 - pages load nothing from elsewhere, MathJax included.
 """
@@ -19,7 +20,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -27,10 +28,10 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
-from ext import appendix, bibliography, data, freshness, live, pages
+from ext import appendix, bibliography, data, exercise_pages, freshness, live, pages, site
+from ext.search import CourseSearch
 
 logger = logging.getLogger(__name__)
 
@@ -38,83 +39,6 @@ WIDGETS = "widgets.js"
 STYLES = ("book.css", "widgets.css")
 # The parts of MathJax that a page can ask for; the rest of the package is 20 MB of other output formats.
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions", "a11y", "sre")
-
-
-class ExerciseList(SphinxDirective):
-    """The exercises of a chapter with points, minutes and difficulty, each linked to its place on the exercise page."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """The table, or a line that says that exercises are still coming."""
-        slug = self.arguments[0]
-        source = Path(self.env.srcdir, "chapters", slug, "exercises.md")
-        if not source.is_file():
-            raise self.error(f"there is no chapters/{slug}/exercises.md")
-        self.env.note_dependency(str(source))
-        page = f"chapters/{slug}/exercises"
-        here = page in self.env.found_docs
-        rows: list[list[pages.Cell]] = []
-        found = pages.exercises(source)
-        for exercise in found:
-            title: list[nodes.Node] = [nodes.Text(exercise.title)]
-            if here:
-                title = [pages.link_to(self.env.docname, page, pages.exercise_anchor(slug, exercise.name), title)]
-            difficulty = pages.DIFFICULTY[exercise.difficulty]
-            rows.append(
-                [title, [nodes.literal("", exercise.name)], str(exercise.points), str(exercise.minutes), difficulty]
-            )
-        points, minutes = sum(one.points for one in found), sum(one.minutes for one in found)
-        time = f"{minutes} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
-        rows.append([[nodes.strong("", "together")], "", f"{points:g}", time, ""])
-        table = pages.table(
-            ["exercise", "you write", "points", "minutes", "difficulty"],
-            rows,
-            numbers=(2, 3),
-            classes=["aid-exercises"],
-        )
-        if not here:
-            return [table]
-        lead = nodes.paragraph("", "Work through them in the notebook: ")
-        lead += pages.link_to(self.env.docname, page, "", [nodes.Text("open the exercise page")])
-        lead += nodes.Text(", where it can be downloaded.")
-        return [lead, table]
-
-
-def exercise_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Give the exercise page its download link, and a place for each exercise."""
-    docname = app.env.docname
-    slug = _slug(docname, "exercises")
-    if slug is None:
-        return
-    source = Path(app.env.doc2path(docname))
-    known = {f"{slug}-{one.name}": one for one in pages.exercises(source.with_suffix(".md"))}
-    for cell in doctree.findall(nodes.container):
-        grade_id = cell.get("cell_metadata", {}).get("nbgrader", {}).get("grade_id")
-        section = _parent_section(cell)
-        if grade_id in known and section is not None:
-            anchor = pages.exercise_anchor(slug, known[grade_id].name)
-            if anchor not in section["ids"]:
-                section["ids"].append(anchor)
-    title = next(iter(doctree.findall(nodes.title)), None)
-    if title is None or title.parent is None:
-        return
-    target = f"/{docname}{source.suffix}"
-    link = addnodes.download_reference(
-        "", "", refdoc=docname, reftarget=target, refexplicit=True, classes=["aid-button"]
-    )
-    link += nodes.inline("", "Download this notebook (exercises.ipynb)")
-    box = nodes.container(classes=["aid-start"])
-    box += nodes.paragraph("", "", link)
-    how = nodes.paragraph()
-    how += pages.inline(
-        "This page shows the notebook as you get it, not run. Download it into a folder of its own, start JupyterLab "
-        "there with `jupyter lab exercises.ipynb`, and work through the cells from the top. You need Python with the "
-        "packages of the course's `requirements.txt`; nothing else of the course. At first every check fails with "
-        "`NotImplementedError`: that is what normal looks like."
-    )
-    box += how
-    title.parent.insert(title.parent.index(title) + 1, box)
 
 
 def label_cells(app: Sphinx, doctree: nodes.document) -> None:
@@ -127,7 +51,7 @@ def label_cells(app: Sphinx, doctree: nodes.document) -> None:
         label = cell.get("cell_metadata", {}).get("label")
         if label is None:
             continue
-        slug = _slug(docname, "lesson")
+        slug = pages.chapter_slug(docname, "lesson")
         if slug is not None and not str(label).startswith(f"{slug}-"):
             logger.warning("the label %r does not start with %r", label, f"{slug}-", location=cell, type="aid")
         other = domain.data["labels"].get(label)
@@ -163,6 +87,30 @@ def check_sources(app: Sphinx, env: BuildEnvironment) -> None:
         logger.warning("references.bib: nothing in the book refers to %r", key, type="aid", subtype="citation")
 
 
+def note_labels(app: Sphinx, doctree: nodes.document) -> None:
+    """Remember which places an author named on a page, and to which names the page refers."""
+    named = {name for name, explicit in doctree.nametypes.items() if explicit and doctree.nameids.get(name)}
+    named -= {name for note in doctree.findall(nodes.footnote) for name in note["names"]}
+    named |= {block["label"] for block in doctree.findall(nodes.math_block) if block.get("label")}
+    used = {link.get("reftarget") for link in doctree.findall(addnodes.pending_xref)}
+    for link in doctree.findall(nodes.reference):
+        used |= {link.get("refid"), link.get("refname"), link.get("refuri", "").rpartition("#")[2]}
+    vars(app.env).setdefault("aid_labels", {})[app.env.docname] = (named, {str(name).lower() for name in used})
+
+
+def check_labels(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of a named place, `(name)=` or a labelled equation, that nothing in the book refers to.
+
+    The label of a code cell is the address of its figure, and a heading is a place by itself; neither needs a reader.
+    """
+    noted = {docname: found for docname, found in vars(env)["aid_labels"].items() if docname in env.found_docs}
+    used = set().union(*(found[1] for found in noted.values()))
+    for docname, (named, _) in sorted(noted.items()):
+        for label in sorted(named):
+            if label.lower() not in used:
+                logger.warning("nothing in the book refers to the label %r", label, location=docname, type="aid")
+
+
 def _keys(reference: Any) -> list[str]:
     return [target.key for target in reference.targets]
 
@@ -178,7 +126,7 @@ def freshen(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[st
 
 def mark_lesson(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the fingerprint of what a lesson depends on where the notebook cache sees it."""
-    if _slug(docname, "lesson") is None:
+    if pages.chapter_slug(docname, "lesson") is None:
         return
     mark = _mark(app.env, docname, source[0])
     vars(app.env).setdefault("aid_fingerprints", {})[docname] = mark
@@ -244,22 +192,10 @@ def resolve_place(app: Sphinx, env: BuildEnvironment, node: Any, content: nodes.
     return make_refnode(app.builder, node["refdoc"], node["reftarget"], node["refanchor"], content)
 
 
-def _slug(docname: str, page: str) -> str | None:
-    path = PurePosixPath(docname)
-    if len(path.parts) == 3 and path.parts[0] == "chapters" and path.name == page:
-        return path.parts[1]
-    return None
-
-
-def _parent_section(node: nodes.Node) -> nodes.section | None:
-    parent = node.parent
-    while parent is not None and not isinstance(parent, nodes.section):
-        parent = parent.parent
-    return parent
-
-
 def _settings(app: Sphinx, config: Any) -> None:
     config.mathjax_path = "mathjax/tex-chtml.js"
+    config.html_search_language = CourseSearch.lang
+    site.configure(app, config)
     for name in STYLES:
         app.add_css_file(name)
     app.add_js_file(WIDGETS, type="module")
@@ -284,16 +220,20 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", mark_lesson)
     app.connect("env-get-outdated", freshen)
     # Before Sphinx's own collectors (priority 500), so that the download link is seen by the one for downloads.
-    app.connect("doctree-read", exercise_page, priority=100)
+    app.connect("doctree-read", exercise_pages.exercise_page, priority=100)
     app.connect("doctree-read", label_cells, priority=100)
     app.connect("doctree-read", check_pictures, priority=900)
+    app.connect("doctree-read", note_labels, priority=900)
     app.connect("missing-reference", resolve_place)
     app.connect("env-check-consistency", check_sources)
+    app.connect("env-check-consistency", check_labels)
     app.connect("html-page-context", trim_page, priority=900)
     app.connect("html-page-context", live.lay_out)
     app.connect("build-finished", copy_mathjax)
-    app.add_directive("exercise-list", ExerciseList)
+    app.add_search_language(CourseSearch)
+    exercise_pages.settings(app)
+    site.settings(app)
     pages.setup(app)
     bibliography.setup()
     appendix.setup(app)
-    return {"version": json.dumps(1), "env_version": 1, "parallel_read_safe": False, "parallel_write_safe": True}
+    return {"version": json.dumps(1), "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import jupytext
@@ -88,6 +88,20 @@ def setup(app: Sphinx) -> None:
     """Register the nodes."""
     app.add_node(scroll_box, html=(_visit_scroll_box, _depart_scroll_box))
     app.add_node(marked_row, html=(_visit_marked_row, _depart_marked_row))
+
+
+def duration(found: Iterable[Exercise]) -> str:
+    """How long exercises take together, in the words of a timetable."""
+    minutes = sum(one.minutes for one in found)
+    return f"{minutes} min" if minutes < 90 else f"about {minutes / 60:.1f}\N{NO-BREAK SPACE}h"
+
+
+def chapter_slug(docname: str, page: str) -> str | None:
+    """The chapter that a page (`lesson` or `exercises`) belongs to, if it is one."""
+    path = PurePosixPath(docname)
+    if len(path.parts) == 3 and path.parts[0] == "chapters" and path.name == page:
+        return path.parts[1]
+    return None
 
 
 def exercise_anchor(slug: str, name: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import html
+import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +18,33 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import matplotlib
 
 matplotlib.use("agg")
 
+import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from playwright.sync_api import Browser, Page, sync_playwright
+from pypdf import PdfReader
 
 from autograder.authoring.book import BookError, build_book, server
-from ext import lesson
+from autograder.authoring.lite import build_lite, numpy_edition
+from autograder.authoring.pdf import toc_pages
+from ext import data, lesson
+from ext.exercise_pages import colab_address
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SHOTS = ROOT / "_build" / "screenshots"
+WIDTHS = (1280, 768, 360)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -153,29 +167,158 @@ def _visit(
 
 
 @needs_chromium
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", [*PAGES, "404.html"])
 def test_a_page_stands_alone_and_anyone_can_use_it(browser: Browser, site: str, path: str) -> None:
-    """No request goes elsewhere, nothing fails, pictures are described, axe finds nothing serious, light or dark."""
-    for scheme in ("light", "dark"):
-        with _visit(browser, site, path, scheme) as page:
-            page.wait_for_function("!window.MathJax || !window.MathJax.startup || !!window.MathJax.startup.promise")
-            silent = page.locator(".bd-article").locator(
-                "img:not([alt]), img[alt=''], svg[role=img]:not([aria-label], [aria-hidden=true])"
-            )
-            assert silent.count() == 0, (
-                f"{path}: pictures without words: {silent.first.evaluate('e => e.outerHTML')[:200]}"
-            )
+    """No request goes elsewhere, nothing fails, pictures are described, axe finds nothing serious. In light and
+    dark, on a desk, a tablet and a phone, only tables and figures in frames of their own are wider than the screen.
+    """
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with _visit(browser, site, path, has_touch=True) as page:
+        page.wait_for_function("!document.querySelector('.math') || !!window.MathJax?.startup?.promise")
+        page.evaluate("window.MathJax?.startup?.promise")
+        silent = page.locator(".bd-article").locator(
+            "img:not([alt]), img[alt=''], svg[role=img]:not([aria-label], [aria-hidden=true])"
+        )
+        assert silent.count() == 0, f"{path}: pictures without words: {silent.first.evaluate('e => e.outerHTML')[:200]}"
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert wide <= 1, f"{path} is {wide} pixels too wide for a screen of {width}"
+                name = f"{path.removesuffix('.html').replace('/', '_')}-{width}-{scheme}.jpg"
+                high = min(page.evaluate("document.documentElement.scrollHeight"), 2400)
+                area = {"x": 0, "y": 0, "width": width, "height": high}
+                page.screenshot(path=SHOTS / name, type="jpeg", quality=60, full_page=True, clip=area)
+            page.set_viewport_size({"width": WIDTHS[0], "height": 900})
             if path != "search.html":
                 assert _violations(page, "color-contrast" if scheme == "dark" else None) == [], f"{path} in {scheme}"
 
 
 @needs_chromium
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_fits_a_phone(browser: Browser, site: str, path: str) -> None:
-    """Nothing but tables and figures in frames of their own is wider than a small screen."""
-    with _visit(browser, site, path, width=390, has_touch=True) as page:
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 1, f"{path} is {wide} pixels too wide"
+def test_an_address_that_leads_nowhere_leads_home(browser: Browser, site: str) -> None:
+    """The page for lost readers works at any depth and looks for its words in the book."""
+    page = browser.new_page()
+    answer = page.goto(f"{site}chapters/no/such/page.html")
+    assert answer is not None and answer.status == 404
+    page.get_by_role("searchbox").fill("softmax")
+    page.get_by_role("button").click()
+    page.wait_for_url(f"{site}search.html?q=softmax")
+    page.goto(f"{site}nothing/here")
+    page.get_by_role("link", name="front page").click()
+    page.wait_for_url(site)
+    assert page.get_by_role("heading", name="Attention in Depth").is_visible()
+    page.close()
+
+
+@needs_chromium
+def test_search_finds_english_and_chinese(browser: Browser, site: str) -> None:
+    """A term, a part of a Chinese term, and a term of two characters all lead to the line of the glossary."""
+    terms = data.read_yaml(ROOT / "chapters" / "appendix" / "data" / "glossary.yaml")
+    long = next(str(term["chinese"]) for term in terms if len(str(term["chinese"])) > 4)
+    short = next(str(term["chinese"]) for term in terms if len(str(term["chinese"])) == 2)
+    english = str(next(term["term"] for term in terms if str(term["term"]).isalpha()))
+    for words, part in ((english, english), (long, long), (short, short), (long[1:4], long)):
+        with _visit(browser, site, f"search.html?q={quote(words)}") as page:
+            found = page.locator("#search-results li a[href*='glossary.html']").first
+            found.wait_for()
+            if words == part:
+                assert "#term-" in (found.get_attribute("href") or ""), f"{words!r} leads to the page, not to the line"
+            found.click()
+            page.locator("table.aid-glossary").wait_for()
+            assert page.locator("table.aid-glossary tbody tr", has_text=part).count(), words
+    with _visit(browser, site, "search.html?q=zzqqxx") as page:
+        page.get_by_text("did not match any documents").wait_for()
+
+
+@needs_chromium
+def test_a_new_reader_on_a_phone_gets_from_the_front_page_to_a_finished_exercise(
+    browser: Browser, site: str, tmp_path: Path
+) -> None:
+    """The first chapter, its list, the notebook, its checks; what is ticked off is remembered, kept and forgotten."""
+    with _visit(browser, site, "", width=360, has_touch=True, accept_downloads=True) as page:
+        page.get_by_role("article").get_by_role("link", name="Alignment").first.click()
+        page.locator("table.aid-exercises a").first.click()
+        page.wait_for_url("**/additive/exercises.html#exercise-additive-softmax")
+        page.get_by_text("How to open and use it").click()
+        assert page.get_by_text("jupyter lab exercises.ipynb").is_visible()
+        assert (page.get_by_role("link", name="Open in Colab").get_attribute("href") or "").endswith(
+            "/attention-exercises/blob/main/additive/exercises.ipynb"
+        )
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download the notebook").click()
+        notebook = tmp_path / "exercises.ipynb"
+        download.value.save_as(notebook)
+        _finish_softmax(notebook)
+
+        hint = page.locator("details", has_text="keepdims").first
+        assert not hint.evaluate("e => e.open")
+        box = page.locator("aid-done[exercise='additive-softmax'] input")
+        box.check()
+        assert page.locator(".aid-start .aid-howfar").inner_text() == "1 of 8 done"
+        page.goto(f"{site}chapters/additive/lesson.html")
+        assert page.locator("table.aid-exercises input").evaluate_all("all => all.map((one) => one.checked)") == [
+            True,
+            *[False] * 7,
+        ]
+        page.goto(site)
+        whole = page.locator("aid-progress[keep]")
+        assert whole.locator(".aid-howfar").inner_text().startswith("1 of ")
+        with page.expect_download() as download:
+            whole.get_by_role("button", name="Save").click()
+        kept = tmp_path / "progress.json"
+        download.value.save_as(kept)
+        assert list(json.loads(kept.read_text(encoding="utf-8"))["done"]) == ["additive-softmax"]
+        page.on("dialog", lambda dialog: dialog.accept())
+        whole.get_by_role("button", name="Start over").click()
+        assert whole.locator(".aid-howfar").inner_text().startswith("0 of ")
+        whole.locator("input[type=file]").set_input_files(notebook)
+        whole.get_by_text("no file of progress").wait_for()
+        whole.locator("input[type=file]").set_input_files(kept)
+        whole.get_by_text("Restored 1.").wait_for()
+        assert whole.locator(".aid-howfar").inner_text().startswith("1 of ")
+
+
+def _finish_softmax(path: Path) -> None:
+    """Do the first exercise in the downloaded notebook as a student would, and run it up to its checks."""
+    notebook = nbformat.read(path, as_version=4)
+    places = {cell.metadata.get("nbgrader", {}).get("grade_id"): k for k, cell in enumerate(notebook.cells)}
+    checks = places["additive-softmax-tests"]
+    notebook.cells = notebook.cells[: checks + 1]
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    with pytest.raises(CellExecutionError, match="NotImplementedError"):
+        client.execute()
+    cell = notebook.cells[places["additive-softmax"]]
+    body = "e = np.exp(scores - scores.max(axis=axis, keepdims=True))\n    return e / e.sum(axis=axis, keepdims=True)"
+    cell.source = cell.source.replace("raise NotImplementedError", body)
+    client.execute()
+    assert "pass" in notebook.cells[checks].outputs[-1].text
+
+
+@needs_chromium
+def test_the_whole_book_prints_into_one_file(book: Path, tmp_path: Path) -> None:
+    """Every page is there and in the outline, links lead within the file, and formulas are set."""
+    # In a process of its own: this one has a browser open already.
+    start = "import sys; from pathlib import Path; from autograder.authoring.pdf import print_book"
+    start += "; print_book(Path(sys.argv[1]), Path(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", start, str(ROOT), str(tmp_path / "book.pdf")], check=True, cwd=ROOT)
+    reader = PdfReader(tmp_path / "book.pdf")
+    outline = [entry for entry in reader.outline if not isinstance(entry, list)]
+    names = toc_pages(ROOT)
+    assert [f"{name}.html" for name in names] == _toc_pages()
+    assert len(outline) == len(names)
+    for name, entry in zip(names, outline, strict=True):
+        page = BeautifulSoup((book / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        heading = page.select_one("article h1")
+        assert heading is not None
+        assert entry.title.split() == heading.get_text().replace("#", "").split()
+    links = [link.get_object() for page in reader.pages for link in page.get("/Annots", [])]
+    outside = [str(link["/A"]["/URI"]) for link in links if "/URI" in link.get("/A", {})]
+    assert not [address for address in outside if "127.0.0.1" in address]
+    assert len(links) - len(outside) > 200
+    text = "".join(page.extract_text() for page in reader.pages)
+    assert "\\frac" not in text and "\\operatorname" not in text
+    assert "Save to a file" not in text
 
 
 # --- the widgets, on a page of their own
@@ -459,3 +602,169 @@ def test_a_build_that_cannot_work_says_why(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(BookError, match="attn build demo"):
         build_book(root=tmp_path, report=lambda line: None)
+
+
+# --- a small copy of the book, to plant faults in
+
+
+LESSON = """---
+file_format: mystnb
+kernelspec:
+  name: python3
+  display_name: Python 3
+---
+
+# A lesson
+
+One sentence.
+
+$$ a = b $$ (named)
+
+Equation {eq}`named` is cited {cite:p}`one`.
+
+```{code-cell} ipython3
+:label: additive-sum
+print(20 + 3)
+```
+
+```{bibliography}
+:filter: docname in docnames
+```
+"""
+FAULTS = {
+    "broken link": ("[there](nowhere.md)", r"nowhere"),
+    "broken reference": ("See {ref}`no-such-place`.", r"no-such-place"),
+    "missing alt text": ("![](../../web/favicon.svg)", r"without alternative text"),
+    "undefined citation": ("So they say {cite:p}`nobody2099`.", r"nobody2099"),
+    "unreferenced label": ("(lonely)=\n## A place\n", r"refers to the label 'lonely'"),
+    "unreferenced equation": ("$$ c = d $$ (alone)", r"refers to the label 'alone'"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A book of two pages with the real settings, extension and data."""
+    root = tmp_path_factory.mktemp("small")
+    for folder in ("web", "chapters/appendix/data"):
+        shutil.copytree(ROOT / folder, root / folder)
+    shutil.copy(ROOT / "_config.yml", root)
+    chapter = {"file": "chapters/additive/lesson"}
+    toc = {"format": "jb-book", "root": "index", "parts": [{"caption": "Part", "chapters": [chapter]}]}
+    (root / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
+    (root / "index.md").write_text("# Small\n\nA front page.\n", encoding="utf-8")
+    (root / "references.bib").write_text(
+        "@misc{one, author={Ada Byron}, title={Notes}, year={1843}}\n", encoding="utf-8"
+    )
+    (root / "chapters" / "additive").mkdir()
+    (root / "chapters" / "additive" / "lesson.md").write_text(LESSON, encoding="utf-8")
+    return root
+
+
+def _told(root: Path) -> str:
+    lines: list[str] = []
+    build_book(strict=True, root=root, report=lines.append)
+    return "\n".join(lines)
+
+
+def test_building_again_runs_only_what_changed_and_forgets_no_page(small: Path) -> None:
+    lesson_page = small / "chapters" / "additive" / "lesson.md"
+    assert "running chapters/additive/lesson" in _told(small)
+    for old, new, runs in (("One sentence.", "Another sentence.", False), ("20 + 3", "20 + 5", True)):
+        lesson_page.write_text(lesson_page.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+        told = _told(small)
+        assert "writing chapters/additive/lesson" in told
+        assert ("running chapters/additive/lesson" in told) == runs
+    html = small / "_build" / "html"
+    page = (html / "chapters" / "additive" / "lesson.html").read_text(encoding="utf-8")
+    assert "Another sentence." in page and "25" in page
+    base = yaml.safe_load((small / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+    addresses = re.findall("<loc>(.*)</loc>", (html / "sitemap.xml").read_text(encoding="utf-8"))
+    assert addresses == [f"{base}chapters/additive/lesson.html", f"{base}index.html"]
+    card = re.search(f'property="og:image" content="{base}([^"]+)"', page)
+    assert card is not None and (html / card[1]).is_file()
+    assert "issues/new?title=Error%20on%20chapters%2Fadditive%2Flesson" in page
+
+
+def test_each_planted_fault_fails_the_build(small: Path, tmp_path: Path) -> None:
+    """One build with all of them: each is named, with the page where it is."""
+    root = tmp_path / "faulty"
+    shutil.copytree(small, root, ignore=shutil.ignore_patterns("_build"))
+    planted = "\n\n".join(text for text, _ in FAULTS.values())
+    (root / "chapters" / "additive" / "lesson.md").write_text(f"{LESSON}\n{planted}\n", encoding="utf-8")
+    with pytest.raises(BookError) as failure:
+        build_book(strict=True, root=root, report=lambda line: None)
+    problems = str(failure.value).splitlines()
+    for fault, (_, words) in FAULTS.items():
+        told = [line for line in problems if re.search(words, line)]
+        assert told, f"{fault} went unnoticed"
+        assert "chapters/additive/lesson" in told[0], told
+
+
+def test_plain_sphinx_builds_the_same_tree(small: Path, tmp_path: Path) -> None:
+    """Without jupyter-book: its settings written out once, its own extensions left out."""
+    root = tmp_path / "plain"
+    shutil.copytree(small, root, ignore=shutil.ignore_patterns("_build"))
+    (root / "chapters" / "additive" / "lesson.md").write_text(LESSON, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "config", "sphinx", str(root)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    settings = (root / "conf.py").read_text(encoding="utf-8")
+    for own in ("jupyter_book", "sphinx_jupyterbook_latex", "sphinx_thebe", "sphinx_comments"):
+        settings = settings.replace(f"'{own}', ", "")
+    (root / "conf.py").write_text(settings, encoding="utf-8")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "-n", "--keep-going", str(root), str(root / "html")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (root / "html" / "chapters" / "additive" / "lesson.html").read_text(encoding="utf-8")
+    assert "23" in page and "Byron 1843" in page and (root / "html" / "404.html").is_file()
+
+
+# --- the exercises that run in a page
+
+
+def test_the_numpy_edition_leaves_out_torch_and_what_builds_on_it() -> None:
+    """What is left names no torch and keeps its checks; a chapter that is torch throughout has no edition."""
+    notebook = nbformat.read(ROOT / "chapters" / "additive" / "exercises.ipynb", as_version=4)
+    edition = numpy_edition(notebook)
+    assert edition is not None
+    nbformat.validate(edition)
+    code = "\n".join(cell.source for cell in edition.cells if cell.cell_type == "code")
+    assert "def softmax(" in code and "def attend(" in code
+    assert "import torch" not in code and "AdditiveAttention" not in code and "BahdanauDecoderStep" not in code
+    kept = {cell.metadata.get("nbgrader", {}).get("grade_id") for cell in edition.cells}
+    assert {"additive-softmax", "additive-softmax-tests"} <= kept
+    only_torch = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("import torch\n\ndef helper(x):\n    return torch.relu(x)"),
+            nbformat.v4.new_markdown_cell("## 1. One"),
+            nbformat.v4.new_code_cell("def one(x):\n    return helper(x)"),
+        ]
+    )
+    assert numpy_edition(only_torch) is None
+
+
+@needs_chromium
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jupyterlite_core"), reason="pip install jupyterlite-core jupyterlite-pyodide-kernel"
+)
+def test_the_lite_site_opens_a_notebook_and_asks_one_host_alone(browser: Browser, tmp_path: Path) -> None:
+    """The site shows the notebook without a network; only its kernel asks the host that the page names."""
+    shutil.copytree(ROOT / "chapters" / "additive", tmp_path / "chapters" / "additive")
+    built = build_lite(tmp_path, lambda line: None)
+    assert json.loads((built / "chapters.json").read_text(encoding="utf-8")) == ["additive"]
+    with _serving(built) as address:
+        page = browser.new_page()
+        asked: set[str | None] = set()
+        page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+        page.goto(f"{address}lab/index.html?path=additive/exercises.ipynb")
+        page.locator(".jp-Notebook h2", has_text="Softmax").wait_for(timeout=120_000)
+        assert asked - {"127.0.0.1", None} <= {"cdn.jsdelivr.net"}
+        page.close()
+
+
+def test_colab_opens_what_is_on_github_alone() -> None:
+    assert colab_address("https://github.com/uni/attention.git", "v2", "additive") == (
+        "https://colab.research.google.com/github/uni/attention/blob/v2/additive/exercises.ipynb"
+    )
+    assert colab_address("https://gitlab.com/uni/attention", "main", "additive") is None
+    assert colab_address("", "main", "additive") is None

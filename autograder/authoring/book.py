@@ -7,6 +7,7 @@ they are and what to do, and leaves the pages in `_build/html`. Building again r
 from __future__ import annotations
 
 import functools
+import http
 import http.server
 import importlib.util
 import os
@@ -24,13 +25,23 @@ Report = Callable[[str], None]
 
 # "reading sources... [ 25%] chapters/additive/lesson", and the same for "writing output"
 STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$")
-# "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line
-PROBLEM = re.compile(r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?): ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$")
+# "/course/chapters/x/lesson.md:12: WARNING: text", with or without the line (and then with two colons)
+PROBLEM = re.compile(
+    r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?)::? ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$"
+)
 # A build that stops says what it was on the line after one of these.
 STOPPED = re.compile(
     r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
 )
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# jsonschema, which checks `_config.yml`, compiles 38 grammars for a kind of address that it does not hold, if it finds
+# this package: two seconds of every build.
+START = """
+import sys
+sys.modules["rfc3987_syntax"] = None
+from jupyter_book.cli.main import main
+main()
+"""
 VERBS = {"reading sources": "reading", "writing output": "writing"}
 
 
@@ -59,6 +70,7 @@ class Problem:
 
 REMEDIES = [
     (r"could not find bibtex key", "Add the entry to references.bib, in the chapter's own block, or mend the key."),
+    (r"nothing in the book refers to the label", "Refer to it, or take the label away."),
     (r"nothing in the book refers to", "Cite it with {cite:p}, or take it out of references.bib."),
     (r"without alternative text", "Say in alt what the picture shows."),
     (r"bare figure", "End the cell with show(fig, label=..., alt=...) from ext.lesson."),
@@ -80,13 +92,11 @@ REMEDIES = [
 ]
 
 
-def build_book(strict: bool = False, serve: bool = False, report: Report = print, root: Path = ROOT) -> Path:
-    """Builds the HTML book, and on request serves it on this machine until interrupted.
+def build_book(strict: bool = False, report: Report = print, root: Path = ROOT) -> Path:
+    """Builds the HTML book.
 
     Args:
         strict: treat every warning as an error, and every reference that leads nowhere as a warning.
-        serve: afterwards serve the book on the loopback address (widgets are modules, which browsers do not load from
-            a file) and wait for Ctrl-C.
         report: called with each line of progress.
         root: the course's root.
 
@@ -106,8 +116,6 @@ def build_book(strict: bool = False, serve: bool = False, report: Report = print
         report(str(problem))
     pages = root / "_build" / "html"
     report(f"The book is in {pages}: {sum(1 for _ in pages.rglob('*.html'))} pages.")
-    if serve:
-        _serve(pages, report)
     return pages
 
 
@@ -127,7 +135,7 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
     command = [
         sys.executable,
         "-c",
-        "from jupyter_book.cli.main import main; main()",
+        START,
         "build",
         str(root),
         "--keep-going",
@@ -155,7 +163,7 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
         encoding="utf-8",
     ) as process:
         try:
-            for line in _lines(process):
+            for line in _lines(process, root):
                 tail = [*tail[-199:], line]
                 if step := STEP.match(line):
                     report(f"{step[2]:>3} % {VERBS[step[1]]} {step[3]}")
@@ -175,11 +183,19 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
     return problems, tail, code
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+def _lines(process: subprocess.Popen[str], root: Path) -> Iterator[str]:
     assert process.stdout is not None
     for line in process.stdout:
         # Sphinx rewrites its progress line in place.
-        yield from (COLOURS.sub("", part).rstrip() for part in line.split("\r") if part.strip())
+        for part in line.split("\r"):
+            text = COLOURS.sub("", part).rstrip()
+            # A problem may follow progress on the same line.
+            start = text.find(f"{root}{os.sep}")
+            if start > 0 and "..." in text[:start] and PROBLEM.match(text[start:]):
+                yield text[:start].rstrip()
+                text = text[start:]
+            if text:
+                yield text
 
 
 def _place(place: str | None, root: Path) -> str:
@@ -195,6 +211,20 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What static hosts do: at an address that leads nowhere, the book's own page says so."""
+        lost = Path(self.directory, "404.html")
+        if code != http.HTTPStatus.NOT_FOUND or not lost.is_file():
+            super().send_error(code, message, explain)
+            return
+        content = lost.read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
     def end_headers(self) -> None:
         """Never cache: the author reloads to see a change."""
         self.send_header("Cache-Control", "no-store")
@@ -206,7 +236,8 @@ def server(pages: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
     return http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(pages)))
 
 
-def _serve(pages: Path, report: Report) -> None:
+def serve_book(pages: Path, report: Report = print) -> None:
+    """Serves a built book on the loopback address until Ctrl-C: no browser loads the widgets' modules from a file."""
     try:
         serving = server(pages, 8000)
     except OSError:
