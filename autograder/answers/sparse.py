@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from autograder.answers import alternative, edit, mistake
 from solutions.sparse import lsh_buckets, masked_softmax, sliding_window_mask
@@ -868,14 +869,6 @@ edit(
 )
 edit(
     "lsh_buckets",
-    "smallest_projection",
-    replace=".argmax(",
-    by=".argmin(",
-    says="You take the direction that a token points away from most.",
-    hint="Which of the directions is nearest to the token?",
-)
-edit(
-    "lsh_buckets",
     "negatives_first",
     replace="[projected, -projected]",
     by="[-projected, projected]",
@@ -1023,6 +1016,22 @@ edit(
     hint="What undoes a sort?",
 )
 
+
+@mistake(
+    "lsh_attention",
+    says="You compute all scores and mask most of them: the pattern is right, but time and memory stay quadratic.",
+    hint="After sorting, a chunk needs the scores of two chunks only.",
+)
+def masks_the_whole_matrix_by_buckets(qk, v, rotations, chunk):
+    seq = qk.shape[-2]
+    bucket = lsh_buckets(qk, rotations)
+    place = bucket.argsort(dim=-1, stable=True).argsort(dim=-1) // chunk
+    met = (bucket[..., None] == bucket[..., None, :]) & (place[..., None] <= place[..., None, :] + 1)
+    mask = met.any(dim=-3).tril(-1)
+    mask = mask | (torch.eye(seq, dtype=torch.bool) & ~mask.any(-1, keepdim=True))
+    return masked_softmax(qk @ F.normalize(qk, dim=-1).mT * qk.shape[-1] ** -0.5, mask) @ v
+
+
 # routing_attention
 
 
@@ -1078,6 +1087,16 @@ edit(
     by="(query @ key.mT)",
     says="You forgot the factor 1/√head_dim.",
     hint="Scores of the course are scaled unless a contract says otherwise.",
+)
+edit(
+    "routing_attention",
+    "all_pairs_scored_first",
+    replace="(query @ key.mT * q.shape[-1] ** -0.5)",
+    by="""(q @ k.mT * q.shape[-1] ** -0.5).unsqueeze(-3).take_along_dim(q_at[..., None], -2).take_along_dim(
+        k_at.unsqueeze(-2), -1
+    )""",
+    says="You score all pairs and then pick those inside clusters, so that nothing is saved.",
+    hint="Gather the members of a cluster before you multiply.",
 )
 edit(
     "routing_attention",
