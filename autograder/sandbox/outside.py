@@ -10,6 +10,7 @@ import os
 import resource
 import select
 import signal
+import time
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -29,12 +30,21 @@ def tree(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and its descendants, ended and waited-for ones included."""
-    ticks = 0
+    seconds = 0.0
     for one in tree(pid):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))
-    return ticks / _TICKS
+            # Of the children that have ended the kernel counts hundredths, of the process itself nanoseconds.
+            seconds += sum(map(int, fields[13:15])) / _TICKS + time.clock_gettime(_cpu_clock(one))
+    return seconds
+
+
+def _cpu_clock(pid: int) -> int:
+    """The clock that counts the CPU time of all threads of another process, those that ended included.
+
+    ``clock_getcpuclockid`` of the C library makes the same number; Python has it for threads alone.
+    """
+    return (~pid << 3) | 2
 
 
 def address_space(pid: int) -> int:

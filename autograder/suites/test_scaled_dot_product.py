@@ -499,7 +499,7 @@ def test_softmax_vjp_has_no_loop_along_the_row(student, rng):
     at_most(trace.peak_bytes, 20 * probs.nbytes, what="bytes held at once for rows of 1,001 weights")
 
     def on_long_rows():
-        probs, upstream = rng.random((50, 40_001), np.float32), rng.random((50, 40_001), np.float32) - 0.5
+        probs, upstream = rng.random((12, 40_001), np.float32), rng.random((12, 40_001), np.float32) - 0.5
         probs /= probs.sum(axis=-1, keepdims=True)
         trace = student.trace("softmax_vjp", probs, upstream)
         some = rng.choice(len(probs), 4)
@@ -508,7 +508,7 @@ def test_softmax_vjp_has_no_loop_along_the_row(student, rng):
         close(trace.result[some], expected.astype(np.float32), what="Jᵀg on long rows")
         return trace.outside_seconds
 
-    at_most_seconds(on_long_rows, 0.2, what="CPU time for rows of 40,001 weights")
+    at_most_seconds(on_long_rows, 0.05, what="CPU time for rows of 40,001 weights")
 
 
 # causal_mask
