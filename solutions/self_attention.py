@@ -318,7 +318,7 @@ def layer_costs(kind: str, seq: int, d_model: int, kernel_size: int = 3, r: int 
         kind: "self_attention": n²·d multiplications, 1 step, path 1. "recurrent": n·d², n, n. "convolutional": k·n·d²,
             1, and the least number L ≥ 1 of layers with kᴸ ≥ n (they are dilated, so the reach multiplies).
             "restricted", self-attention in which a position reads r others: r·n·d, 1, and n/r rounded up.
-        seq: n ≥ 1, how many positions; it may be as large as 10**18.
+        seq: n ≥ 1, how many positions; it may be enormous, 10**17 and more.
         d_model: d ≥ 1, width of the layer.
         kernel_size: k ≥ 2, read only by "convolutional".
         r: 1 ≤ r ≤ seq, read only by "restricted", which needs it.
