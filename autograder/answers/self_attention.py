@@ -111,7 +111,7 @@ edit(
     replace=PROJECTIONS,
     by="x = x.float()\n    return x @ w_q.float(), x @ w_k.float(), x @ w_v.float()",
     says="You compute in float32 whatever comes in.",
-    hint="The dtype that comes in goes out.",
+    hint="Let the dtype of what comes in decide, not a dtype of your choice.",
 )
 edit(
     "project_qkv",
@@ -788,7 +788,7 @@ edit(
     replace="dtype=kernel.dtype, device",
     by="dtype=torch.float64, device",
     says="Your first table is float64 whatever the kernel is.",
-    hint="The dtype that comes in goes out.",
+    hint="Let the dtype of what comes in decide, not a dtype of your choice.",
 )
 edit(
     "convolution_as_attention",
@@ -1164,8 +1164,11 @@ edit(
 edit(
     "layer_costs",
     "contiguous_kernels",
-    replace="while kernel_size**layers < seq:",
-    by="while kernel_size * layers < seq:",
+    replace="""        layers = 1
+        while kernel_size**layers < seq:
+            layers += 1
+""",
+    by="        layers = -(-seq // kernel_size)\n",
     says="You stack plain kernels, whose reach adds up; here they are dilated and the reach multiplies.",
     hint="By which factor does each dilated layer widen the view?",
 )
