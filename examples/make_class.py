@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 SUBMITTED, README = HERE / "submitted", HERE / "README.md"
 BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
 STUB = "raise NotImplementedError"
-ADDITIVE, SCALED = "additive", "scaled_dot_product"
+ADDITIVE, SCALED, SELF = "additive", "scaled_dot_product", "self_attention"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -456,6 +456,20 @@ def from_an_old_jupyter() -> bytes:
     return paper.bytes()
 
 
+def crashes_on_a_list() -> bytes:
+    """Takes the list of layers for one tensor."""
+    paper = solved(SELF)
+    paper.body(
+        "attention_rollout",
+        """
+        layers = torch.tensor(weights_per_layer).mean(dim=-3)
+        layers = (layers + torch.eye(layers.shape[-1])) / 2
+        return torch.linalg.multi_dot(list(layers.flip(0)))
+        """,
+    )
+    return paper.bytes()
+
+
 # -------------------------------------------------------------------------------------------------- the class
 
 
@@ -785,6 +799,72 @@ CLASS = (
         from_an_old_jupyter,
         23,
         {"cross_entropy_grad": failed(0, "sum_not_mean")},
+    ),
+    Entry("s001", SELF, "Everything right, as the reference has it.", lambda: solved(SELF).bytes(), 33),
+    Entry("s002", SELF, "Everything right, in other ways.", lambda: with_alternatives(SELF).bytes(), 33),
+    Entry(
+        "s005",
+        SELF,
+        "Gets masks, lengths and edges the wrong way round.",
+        lambda: with_slips(
+            SELF, SelfAttention="mask_inverted", CrossAttention="reads_one_too_many", graph_attention="edges_reversed"
+        ).bytes(),
+        18.9667,
+        {
+            "SelfAttention": failed(1.1667, "mask_inverted"),
+            "CrossAttention": failed(0.8, "reads_one_too_many"),
+            "graph_attention": failed(0, "edges_reversed"),
+        },
+    ),
+    Entry(
+        "s007",
+        SELF,
+        "Right values, at a cost that the contract rules out.",
+        lambda: with_slips(
+            SELF,
+            SelfAttention="scores_through_all_pairs",
+            value_weighted_attribution="through_all_contributions",
+        ).bytes(),
+        32.0417,
+        {
+            "SelfAttention": failed(6.4167, "scores_through_all_pairs"),
+            "value_weighted_attribution": failed(2.625, "through_all_contributions"),
+        },
+    ),
+    Entry(
+        "s008",
+        SELF,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            SELF,
+            project_qkv="equal_thirds",
+            SelfAttention="scale_of_d_model",
+            CrossAttention="padding_set_to_zero",
+            graph_attention="scores_set_to_zero",
+            convolution_as_attention="kernel_flipped",
+            attention_rollout="layers_in_reverse",
+            value_weighted_attribution="squared_norms",
+            layer_costs="path_through_floats",
+        ).bytes(),
+        6.175,
+        {
+            "project_qkv": failed(0.3333, "equal_thirds"),
+            "SelfAttention": failed(1.1667, "scale_of_d_model"),
+            "CrossAttention": failed(0.8, "padding_set_to_zero"),
+            "graph_attention": failed(0, "scores_set_to_zero"),
+            "convolution_as_attention": failed(1.25, "kernel_flipped"),
+            "attention_rollout": failed(0, "layers_in_reverse"),
+            "value_weighted_attribution": failed(0, "squared_norms"),
+            "layer_costs": failed(2.625, "path_through_floats"),
+        },
+    ),
+    Entry(
+        "s012",
+        SELF,
+        "A function that raises on what the contract promises.",
+        crashes_on_a_list,
+        29,
+        {"attention_rollout": Expected("crashed", 0)},
     ),
 )
 
