@@ -183,7 +183,7 @@ def test_progress_says_how_many_how_fast_and_how_long(monkeypatch):
     with cli._progress("submissions", None) as step:
         for number in range(6):
             time.sleep(0.15)
-            step(f"s{number:03}", 10)
+            step(f"s{number:03}", total=10)
     shown = screen.getvalue()
     assert "6/10" in shown
     assert re.search(r"\d\.\d/s", shown)
