@@ -654,9 +654,9 @@ CLASS = (
         SCALED,
         "Right values, at a cost that the contract rules out.",
         lambda: with_slips(SCALED, softmax_vjp="through_the_jacobian", attention_vjp="through_the_jacobian").bytes(),
-        24.8333,
+        24.5,
         {
-            "softmax_vjp": failed(2.3333, "through_the_jacobian"),
+            "softmax_vjp": failed(2, "through_the_jacobian"),
             "attention_vjp": failed(4.5, "through_the_jacobian"),
         },
     ),
@@ -737,7 +737,12 @@ CLASS = (
         {"steps_to_connect": Expected("timeout", 0)},
     ),
     Entry(
-        "s011", SCALED, "An endless loop at the top level of a cell.", endless_cell, 24, {"causal_mask": NOT_ATTEMPTED}
+        "s011",
+        SCALED,
+        "An endless loop at the top level of a cell.",
+        endless_cell,
+        24,
+        {"causal_mask": Expected("timeout", 0)},
     ),
     Entry(
         "s012", ADDITIVE, "`os._exit` in a function.", kills_its_process, 28, {"hard_alignment": Expected("crashed", 0)}

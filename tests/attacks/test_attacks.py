@@ -98,7 +98,7 @@ def course_files() -> dict[str, str]:
 def grader() -> dict[str, object]:
     """The grader's own process: what an attack that escapes into it would change first."""
     return {
-        "environment": dict(os.environ),
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         "folder": os.getcwd(),
         "builtins": {name: id(value) for name, value in vars(builtins).items() if callable(value)},
         "numpy.testing": {name: id(value) for name, value in vars(np.testing).items() if callable(value)},
