@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import html
 import importlib.util
 import json
@@ -11,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,35 +26,23 @@ import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from browsing import ROOT, needs_chromium, serving
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
-from autograder.authoring.book import BookError, build_book, server
+from autograder.authoring.book import BookError, build_book
 from autograder.authoring.lite import build_lite, numpy_edition
 from autograder.authoring.pdf import toc_pages
 from ext import data, lesson
 from ext.exercise_pages import colab_address
 
-ROOT = Path(__file__).resolve().parents[1]
-HTML = ROOT / "_build" / "html"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = ROOT / "_build" / "screenshots"
 WIDTHS = (1280, 768, 360)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
 
 pytestmark = pytest.mark.browser
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="Chromium is missing: `make system`, or `apt-get install chromium`"
-)
 
 
 def _toc_pages() -> list[str]:
@@ -74,57 +60,6 @@ def _toc_pages() -> list[str]:
 
 
 PAGES = [*_toc_pages(), "search.html", "genindex.html"]
-
-
-@pytest.fixture(scope="session")
-def book() -> Path:
-    """The built book, built first where it is missing or older than its sources."""
-    lock = ROOT / "_build" / "book.lock"
-    lock.parent.mkdir(exist_ok=True)
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # test processes side by side build it once
-        stamp = ROOT / "_build" / "book.tested"
-        newest = max(path.stat().st_mtime for path in _sources())
-        if not (HTML / "index.html").is_file() or not stamp.is_file() or stamp.stat().st_mtime < newest:
-            build_book(strict=True)
-            stamp.touch()
-    return HTML
-
-
-def _sources() -> list[Path]:
-    folders = ("chapters", "ext", "web", "solutions")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    files = [path for path in files if "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts]
-    return [*files, ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "index.md", ROOT / "references.bib"]
-
-
-@contextmanager
-def _serving(folder: Path) -> Iterator[str]:
-    serving = server(folder)
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{serving.server_address[1]}/"
-    finally:
-        serving.shutdown()
-        serving.server_close()
-        thread.join()
-
-
-@pytest.fixture(scope="session")
-def site(book: Path) -> Iterator[str]:
-    """The book on the loopback address."""
-    with _serving(book) as address:
-        yield address
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def _violations(page: Page, only: str | None = None) -> list[str]:
@@ -392,7 +327,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f'<body style="background: white"><main><h1>Bench</h1>{"".join(written)}</main></body></html>',
         encoding="utf-8",
     )
-    with _serving(folder) as address:
+    with serving(folder) as address:
         yield address
 
 
@@ -752,7 +687,7 @@ def test_the_lite_site_opens_a_notebook_and_asks_one_host_alone(browser: Browser
     shutil.copytree(ROOT / "chapters" / "additive", tmp_path / "chapters" / "additive")
     built = build_lite(tmp_path, lambda line: None)
     assert json.loads((built / "chapters.json").read_text(encoding="utf-8")) == ["additive"]
-    with _serving(built) as address:
+    with serving(built) as address:
         page = browser.new_page()
         asked: set[str | None] = set()
         page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))

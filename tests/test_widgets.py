@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import test_book
 import torch
+from browsing import needs_chromium, serving
 from matplotlib import pyplot as plt
 from playwright.sync_api import Browser, Page
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_book import _serving, _violations, _visit, needs_chromium
+from test_book import _violations, _visit
 
 from ext import lesson, live
 from ext.freshness import CODE
@@ -29,8 +30,6 @@ from ext.freshness import CODE
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = ROOT / "chapters" / "additive" / "lesson.md"
 MODEL = "additive-date-live"
-# One browser and one book for this file too.
-book, browser, site = test_book.book, test_book.browser, test_book.site
 
 pytestmark = pytest.mark.browser
 
@@ -265,7 +264,7 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory, additive: dict[str, A
 
 @pytest.fixture(scope="session")
 def bench(bench_folder: Path) -> Iterator[str]:
-    with _serving(bench_folder) as address:
+    with serving(bench_folder) as address:
         yield address
 
 
