@@ -2,9 +2,7 @@
 
 import math
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from autograder.answers import alternative, edit
@@ -30,7 +28,7 @@ def pairs_stacked(seq, d_model, base=10000.0, offset=0):
         torch.tensor(base, dtype=torch.float64), -torch.arange(0, d_model, 2) / torch.tensor(d_model).double()
     )
     angles = torch.outer(torch.arange(seq).double() + offset, rates)
-    return torch.stack((torch.sin(angles), torch.cos(angles)), dim=2).reshape(seq, -1)[:, :d_model]
+    return torch.stack((torch.sin(angles), torch.cos(angles)), dim=2).flatten(1)[:, :d_model]
 
 
 RATES = "base ** (-(columns - columns % 2).double() / d_model)"
@@ -400,12 +398,12 @@ class OneHotProduct(nn.Module):
         self.vocab, self.scale = vocab, d_model**0.5
 
     def forward(self, ids):
-        one_hot = F.one_hot(ids, self.vocab).to(self.table.weight.dtype)
+        one_hot = nn.functional.one_hot(ids, self.vocab).to(self.table.weight.dtype)
         return one_hot @ (self.table.weight * self.scale)
 
     def logits(self, hidden):
         if self.tied:
-            return F.linear(hidden, self.table.weight)
+            return nn.functional.linear(hidden, self.table.weight)
         return self.head(hidden)
 
 
@@ -652,10 +650,10 @@ edit(
 @alternative("relative_shift")
 def through_strides(x):
     *lead, rows, columns = x.shape
-    flat = F.pad(x, (0, rows)).reshape(*lead, rows * (columns + rows))
+    flat = nn.functional.pad(x, (0, rows)).reshape(*lead, rows * (columns + rows))
     flat = flat[..., rows - 1 :]
     length = columns + rows - 1
-    flat = F.pad(flat, (0, max(0, rows * length - flat.shape[-1])))[..., : rows * length]
+    flat = nn.functional.pad(flat, (0, max(0, rows * length - flat.shape[-1])))[..., : rows * length]
     return flat.reshape(*lead, rows, length)[..., :columns].tril(columns - rows)
 
 
@@ -742,8 +740,10 @@ edit(
     "relative_shift",
     "rows_in_a_loop",
     replace="return skewed.tril(kv_seq - q_seq)",
-    by="""rows = [torch.roll(x[..., i, :], i + 1 - q_seq, dims=-1) for i in range(q_seq)]
-    return torch.stack(rows, dim=-2).tril(kv_seq - q_seq)""",
+    by="""out = torch.zeros_like(x)
+    for i in range(q_seq):
+        out[..., i, : kv_seq - q_seq + 1 + i] = x[..., i, q_seq - 1 - i :]
+    return out""",
     says="The values are right, but you visit the rows one by one in Python.",
     hint="All numbers already stand in the right order, if you read them with another row length.",
 )
@@ -751,8 +751,9 @@ edit(
     "relative_shift",
     "gathered",
     replace="return skewed.tril(kv_seq - q_seq)",
-    by="""away = torch.arange(kv_seq) + torch.arange(q_seq - 1, -1, -1)[:, None]
-    return x.gather(-1, away.clamp(max=kv_seq - 1).expand(x.shape)).tril(kv_seq - q_seq)""",
+    by="""rows = torch.arange(q_seq)[:, None]
+    columns = (torch.arange(kv_seq) + q_seq - 1 - rows).clamp(max=kv_seq - 1)
+    return x[..., rows, columns].tril(kv_seq - q_seq)""",
     says="The values are right, but you build a table of indices and look every entry up.",
     hint="All numbers already stand in the right order, if you read them with another row length.",
 )
@@ -912,11 +913,11 @@ def boundaries_in_integers(q_seq, kv_seq, num_buckets=32, max_distance=128, bidi
                 break
             bucket += 1
         of_distance.append(bucket)
-    lookup = np.array(of_distance)
-    ahead = np.arange(kv_seq)[None, :] - np.arange(q_seq)[:, None] - (kv_seq - q_seq)
+    lookup = torch.tensor(of_distance)
+    ahead = torch.arange(kv_seq).unsqueeze(0) - torch.arange(q_seq).unsqueeze(1) - (kv_seq - q_seq)
     if bidirectional:
-        return torch.from_numpy(lookup[np.abs(ahead)] + np.where(ahead > 0, count, 0))
-    return torch.from_numpy(lookup[np.maximum(-ahead, 0)])
+        return lookup[ahead.abs()] + torch.where(ahead > 0, count, 0)
+    return lookup[torch.maximum(-ahead, torch.tensor(0))]
 
 
 @alternative("t5_relative_buckets")
@@ -1209,22 +1210,23 @@ edit(
 def by_wavelengths(head_dim, base=10000.0, scaling=None):
     if head_dim % 2:
         raise ValueError("odd")
-    plain = np.array([base ** (-2 * i / head_dim) for i in range(head_dim // 2)])
+    plain = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+    table = torch.tensor(plain, dtype=torch.float64)
     if scaling is None:
-        return torch.from_numpy(plain), 1.0
+        return table, 1.0
     kind, s = scaling["type"], scaling["factor"]
     if kind == "linear":
-        return torch.from_numpy(plain / s), 1.0
+        return table / s, 1.0
     if kind == "ntk":
-        powers = np.arange(head_dim // 2) / (head_dim / 2 - 1)
-        return torch.from_numpy(plain * s**-powers), 1.0
+        slower = [s ** (-2 * i / (head_dim - 2)) for i in range(head_dim // 2)]
+        return table * torch.tensor(slower, dtype=torch.float64), 1.0
     if kind == "yarn":
         low, high = scaling.get("beta_slow", 1), scaling.get("beta_fast", 32)
     elif kind == "llama3":
         low, high = scaling.get("low_freq_factor", 1), scaling.get("high_freq_factor", 4)
     else:
         raise ValueError(kind)
-    wavelengths = 2 * np.pi / plain
+    wavelengths = [2 * math.pi / theta for theta in plain]
     length = scaling["original_max"]
     out = []
     for theta, wavelength in zip(plain, wavelengths, strict=True):

@@ -414,13 +414,13 @@ def test_shaw_gradients(student, rng):
 @hidden("shaw_relative_attention", kind="cost", weight=1, hint="Score the few rows of the table, then sort the scores.")
 def test_shaw_forms_no_vector_for_each_pair(student, rng):
     """No (q_seq, kv_seq, head_dim) array: seen inside, and from outside."""
-    inputs = shaw_inputs(rng, (), 500, 520, 64, 64, 5, dtype=torch.float32)
+    inputs = shaw_inputs(rng, (), 500, 520, 128, 64, 5, dtype=torch.float32)
     trace = student.trace("shaw_relative_attention", *inputs, 5)
     output, _ = parts(trace.result, *PAIR)
     few = [inputs[0][-2:], *inputs[1:]]
     close(output[-2:], shaw(*few, 5)[0], what="output for the last of 500 queries", rtol=1e-4)
     at_most(trace.largest, 3 * 500 * 520, what="elements of the largest tensor for 500 queries and 520 keys")
-    at_most(trace.outside_bytes / MIB, 30, what="MiB for 500 queries and 520 keys")
+    at_most(trace.outside_bytes / MIB, 48, what="MiB for 500 queries and 520 keys")
 
 
 # --- relative_shift --------------------------------------------------------------------------------------------------
@@ -501,13 +501,13 @@ def test_shift_without_loop_or_index(student, rng):
     at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many rows")
 
     def on_many_rows():
-        x = torch.from_numpy(rng.random((2500, 2500), dtype=np.float32))
+        x = torch.from_numpy(rng.random((1000, 1000), dtype=np.float32))
         trace = student.trace("relative_shift", x)
-        row = int(rng.integers(1, 2000))
+        row = int(rng.integers(1, 900))
         close(trace.result[row, :9], shifted_row(x, row), what="a row")
         return trace.outside_seconds
 
-    at_most_seconds(on_many_rows, 0.25, what="CPU time for 2,500 rows")
+    at_most_seconds(on_many_rows, 0.09, what="CPU time for 1,000 rows")
 
 
 def shifted_row(x, i):
@@ -608,7 +608,7 @@ def test_xl_scores_form_no_vector_for_each_pair(student, rng):
     some = [inputs[0][:, -1:], *inputs[1:]]
     close(trace.result[:, -1:], xl_scores(*some), what="scores of the last of 500 queries", rtol=1e-4)
     at_most(trace.largest, 3 * 500 * 522, what="elements of the largest tensor for 500 queries and 520 keys")
-    at_most(trace.outside_bytes / MIB, 30, what="MiB for 500 queries and 520 keys")
+    at_most(trace.outside_bytes / MIB, 48, what="MiB for 500 queries and 520 keys")
 
 
 # --- t5_relative_buckets ---------------------------------------------------------------------------------------------
