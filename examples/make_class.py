@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 SUBMITTED, README = HERE / "submitted", HERE / "README.md"
 BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
 STUB = "raise NotImplementedError"
-ADDITIVE, SCALED, SELF = "additive", "scaled_dot_product", "self_attention"
+ADDITIVE, SCALED, SELF, POSITIONS = "additive", "scaled_dot_product", "self_attention", "positions"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -294,6 +294,23 @@ def memory_hog() -> bytes:
     return paper.bytes()
 
 
+def endless_recursion() -> bytes:
+    """Asks for the slopes of twice as many heads, which asks for those of twice as many, and so on."""
+    paper = solved(POSITIONS)
+    paper.body(
+        "alibi_bias",
+        """
+        def slopes(n):
+            # every second one of the next higher power
+            return slopes(2 * n)[::2]
+
+        distance = (torch.arange(kv_seq) - torch.arange(kv_seq - q_seq, kv_seq)[:, None]).abs()
+        return -torch.tensor(slopes(heads))[:, None, None] * distance
+        """,
+    )
+    return paper.bytes()
+
+
 def kills_its_process() -> bytes:
     """Ends the process that is asked for an answer."""
     paper = solved(ADDITIVE)
@@ -528,8 +545,10 @@ FIRST_FOUR = {
 CLASS = (
     Entry("s001", ADDITIVE, "Everything right, as the reference has it.", lambda: solved(ADDITIVE).bytes(), 32),
     Entry("s001", SCALED, "Everything right, as the reference has it.", lambda: solved(SCALED).bytes(), 26),
+    Entry("s001", POSITIONS, "Everything right, as the reference has it.", lambda: solved(POSITIONS).bytes(), 48),
     Entry("s002", ADDITIVE, "Everything right, in other ways.", lambda: with_alternatives(ADDITIVE).bytes(), 32),
     Entry("s002", SCALED, "Everything right, in other ways.", lambda: with_alternatives(SCALED).bytes(), 26),
+    Entry("s002", POSITIONS, "Everything right, in other ways.", lambda: with_alternatives(POSITIONS).bytes(), 48),
     Entry(
         "s003",
         ADDITIVE,
@@ -574,6 +593,23 @@ CLASS = (
             "softmax_with_temperature": failed(0.3333, "normalises_over_rows"),
             "attention_vjp": failed(0),
             "cross_entropy_grad": failed(0, "softmax_over_the_batch"),
+        },
+    ),
+    Entry(
+        "s004",
+        POSITIONS,
+        "Lets query i stand at position i, however many keys there are.",
+        lambda: with_slips(
+            POSITIONS,
+            shaw_relative_attention="aligned_top_left",
+            t5_relative_buckets="aligned_top_left",
+            alibi_bias="aligned_top_left",
+        ).bytes(),
+        41.0714,
+        {
+            "shaw_relative_attention": failed(1.4286, "aligned_top_left"),
+            "t5_relative_buckets": failed(1.1429, "aligned_top_left"),
+            "alibi_bias": failed(2.5, "aligned_top_left"),
         },
     ),
     Entry(
@@ -716,6 +752,43 @@ CLASS = (
             "effective_support": failed(0.6667, "zero_times_log_zero"),
         },
     ),
+    Entry(
+        "s008",
+        POSITIONS,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            POSITIONS,
+            sinusoidal_encoding="odd_width_loses_its_last_column",
+            shift_matrix="accepts_odd_widths",
+            LearnedPositions="no_error_past_the_end",
+            TokenEmbedding="scaled_head",
+            shaw_relative_attention="a_vector_for_each_pair",
+            relative_shift="future_left_in",
+            transformer_xl_scores="no_scale",
+            t5_relative_buckets="rounded_to_the_nearest",
+            apply_rope="layouts_exchanged",
+            rope_frequencies="attention_factor_forgotten",
+            alibi_bias="rest_in_a_row",
+            sincos_2d="column_half_first",
+            relative_bias_2d="key_minus_query",
+        ).bytes(),
+        15.5579,
+        {
+            "sinusoidal_encoding": failed(2.5, "odd_width_loses_its_last_column"),
+            "shift_matrix": failed(2.5, "accepts_odd_widths"),
+            "LearnedPositions": failed(2.25, "no_error_past_the_end"),
+            "TokenEmbedding": failed(0.8, "scaled_head"),
+            "shaw_relative_attention": failed(4.2857, "a_vector_for_each_pair"),
+            "relative_shift": failed(0, "future_left_in"),
+            "transformer_xl_scores": failed(0, "no_scale"),
+            "t5_relative_buckets": failed(0, "rounded_to_the_nearest"),
+            "apply_rope": failed(0, "layouts_exchanged"),
+            "rope_frequencies": failed(2.2222, "attention_factor_forgotten"),
+            "alibi_bias": failed(1, "rest_in_a_row"),
+            "sincos_2d": failed(0, "column_half_first"),
+            "relative_bias_2d": failed(0, "key_minus_query"),
+        },
+    ),
     Entry("s009", ADDITIVE, "Handed in as released.", lambda: Paper(ADDITIVE).bytes(), 0, rest="not_attempted"),
     Entry(
         "s009",
@@ -748,6 +821,14 @@ CLASS = (
         "s012", ADDITIVE, "`os._exit` in a function.", kills_its_process, 28, {"hard_alignment": Expected("crashed", 0)}
     ),
     Entry("s012", SCALED, "`sys.exit` in a cell; it ends the cell and nothing else.", exits_a_cell, 26),
+    Entry(
+        "s012",
+        POSITIONS,
+        "A recursion without end.",
+        endless_recursion,
+        45,
+        {"alibi_bias": Expected("crashed", 0)},
+    ),
     Entry(
         "s013",
         ADDITIVE,
