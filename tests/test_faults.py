@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -187,11 +187,13 @@ def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, 
         pid = coordinators.start([small_class], root, **where)
         moment = chance.uniform(0, lasts[local])
         time.sleep(moment)
-        family = psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
-        if number % 2:
-            end_group(pid)
-        else:
-            os.kill(pid, signal.SIGKILL)
+        family = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may have ended by itself
+            family = psutil.Process(pid).children(recursive=True)
+            if number % 2:
+                end_group(pid)
+            else:
+                os.kill(pid, signal.SIGKILL)
         ended = coordinators.finish()
         assert ended in (-signal.SIGKILL, 0), coordinators.said
         assert gone(family, 30), "a worker has outlived its coordinator"
