@@ -57,7 +57,7 @@ def masked_softmax(
 def rotate(
     x: Float[torch.Tensor, "*batch seq rope_dim"], positions: Int[torch.Tensor, " seq"]
 ) -> Float[torch.Tensor, "*batch seq rope_dim"]:
-    """Rotary positions, given here and built in chapter 5: pair i of the row at position p is turned by p / 10000^(2i/d).
+    """Rotary positions, given here and built in chapter 5: at position p, pair i is turned by p / 10000^(2i/d).
 
     Args:
         x: (*batch, seq, rope_dim), with an even rope_dim.
@@ -141,7 +141,7 @@ def merge_heads(
 class MultiHeadAttention(nn.Module):
     """Multi-head attention: every head projects all of the input, attends by itself, and the last layer mixes them.
 
-    Parameters: linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj`, each (d_model, d_model), with or without bias.
+    Parameters: linear layers `q_proj`, `k_proj`, `v_proj`, `out_proj`, each (d_model, d_model), with or without bias.
 
     Source: Vaswani et al. (2017), section 3.2.2.
 
@@ -358,7 +358,7 @@ class KVCache:
     Source: Shazeer (2019), section 2.4 (the incremental form of attention).
 
     Example:
-        >>> cache = KVCache(batch=1, kv_heads=1, head_dim=1, capacity=4, window=2)
+        >>> cache = KVCache(capacity=4, window=2)
         >>> for number in (1.0, 2.0, 3.0):
         ...     cache.append(torch.full((1, 1, 1, 1), number), torch.full((1, 1, 1, 1), -number))
         >>> keys, values = cache.read()
@@ -366,40 +366,26 @@ class KVCache:
         (3, [2.0, 3.0], [-2.0, -3.0])
     """
 
-    def __init__(
-        self,
-        batch: int,
-        kv_heads: int,
-        head_dim: int,
-        capacity: int,
-        window: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """An empty cache of fixed size.
+    def __init__(self, capacity: int, window: int | None = None) -> None:
+        """An empty cache of fixed size; its memory is allocated at the first `append`.
 
         Args:
-            batch: number of examples.
-            kv_heads: number of key and value heads.
-            head_dim: width of a key and of a value.
             capacity: how many positions the memory holds.
             window: how many positions a query may see, its own included. None: all, and then `capacity` ends the text.
-            dtype: of keys and values.
 
         Raises:
             ValueError: if `window` is less than 1 or larger than `capacity`.
         """
         if window is not None and not 1 <= window <= capacity:
             raise ValueError(f"a window of {window} does not fit into {capacity} positions")
-        self.keys = torch.zeros(batch, kv_heads, capacity, head_dim, dtype=dtype)
-        self.values = torch.zeros(batch, kv_heads, capacity, head_dim, dtype=dtype)
-        self.window = window
+        self.capacity, self.window = capacity, window
         self.length = 0  # positions ever appended
         self.start = self.end = 0  # where in memory the readable ones stand
 
     def append(
         self,
         k: Float[torch.Tensor, "batch kv_heads new head_dim"],
-        v: Float[torch.Tensor, "batch kv_heads new head_dim"],
+        v: Float[torch.Tensor, "batch kv_heads new v_dim"],
     ) -> None:
         """Take in the keys and values of the next positions.
 
@@ -407,18 +393,21 @@ class KVCache:
         the window − 1 latest positions to its front, which happens rarely if `capacity` is much larger than `window`.
 
         Args:
-            k: (batch, kv_heads, new, head_dim), new ≥ 1.
-            v: (batch, kv_heads, new, head_dim).
+            k: (batch, kv_heads, new, head_dim), new ≥ 1. The first call decides batch, heads, widths, dtype and device.
+            v: (batch, kv_heads, new, v_dim).
 
         Raises:
             ValueError: if they do not fit: more than `capacity` positions in all, or, with a window, if the window − 1
                 positions before and the new ones are more than `capacity`. The cache stays as it was.
         """
-        new, capacity = k.shape[-2], self.keys.shape[-2]
+        new = k.shape[-2]
         kept = self.end if self.window is None else min(self.end, self.window - 1)
-        if kept + new > capacity:
-            raise ValueError(f"{new} positions do not fit behind {kept} in a cache for {capacity}")
-        if self.end + new > capacity:
+        if kept + new > self.capacity:
+            raise ValueError(f"{new} positions do not fit behind {kept} in a cache for {self.capacity}")
+        if self.length == 0:
+            self.keys = k.new_zeros(*k.shape[:2], self.capacity, k.shape[-1])
+            self.values = v.new_zeros(*v.shape[:2], self.capacity, v.shape[-1])
+        if self.end + new > self.capacity:
             for memory in (self.keys, self.values):
                 memory[:, :, :kept] = memory[:, :, self.end - kept : self.end].clone()
             self.end = kept
@@ -429,14 +418,13 @@ class KVCache:
 
     def read(
         self,
-    ) -> tuple[
-        Float[torch.Tensor, "batch kv_heads kept head_dim"], Float[torch.Tensor, "batch kv_heads kept head_dim"]
-    ]:
+    ) -> tuple[Float[torch.Tensor, "batch kv_heads kept head_dim"], Float[torch.Tensor, "batch kv_heads kept v_dim"]]:
         """The pair (keys, values) that the positions of the last `append` may see, oldest first.
 
         Returns:
-            Both (batch, kv_heads, kept, head_dim), views of the cache's memory. Without a window, kept = length; with
-            one, at most the window − 1 positions before the last `append` and those that it brought.
+            (batch, kv_heads, kept, head_dim) and (batch, kv_heads, kept, v_dim), views of the cache's memory. Without a
+            window, kept = length; with one, at most the window − 1 positions before the last `append` and those that it
+            brought.
         """
         return self.keys[:, :, self.start : self.end], self.values[:, :, self.start : self.end]
 
@@ -458,7 +446,7 @@ def decode_step(
     Source: Shazeer (2019), sections 2.4 and 3.1.
 
     Example:
-        >>> layer, cache = GroupedQueryAttention(4, 2, 1), KVCache(1, 1, 2, capacity=8)
+        >>> layer, cache = GroupedQueryAttention(4, 2, 1), KVCache(capacity=8)
         >>> x = torch.ones(1, 3, 4)
         >>> first, rest = decode_step(layer, x[:, :1], cache), decode_step(layer, x[:, 1:], cache)
         >>> first.shape, rest.shape, cache.length
