@@ -655,8 +655,9 @@ def drop_heads(
         raise ValueError(f"p is a share below 1, not {p}")
     chance = torch.rand(head_outputs.shape[:-2], generator=generator)
     kept = chance >= chance.amax(dim=-1, keepdim=True).clamp(max=p)
+    kept = kept.to(head_outputs)
     scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)
-    return head_outputs * scale[..., None, None].to(head_outputs)
+    return head_outputs * scale[..., None, None]
 
 
 def head_importance(
