@@ -25,7 +25,10 @@ edit(
     "reshape_without_transpose",
     replace=SPLIT,
     by="x.reshape(*x.shape[:-2], heads, x.shape[-2], x.shape[-1] // heads)",
-    says="You reshape straight to (heads, seq, head_dim): the shape is right, but head 0 gets the first positions with all of their columns.",
+    says=(
+        "You reshape straight to (heads, seq, head_dim): the shape is right, but head 0 gets the first "
+        "positions with all of their columns."
+    ),
     hint="A reshape keeps the order in memory. Split the last axis first; moving an axis is another operation.",
 )
 edit(
@@ -160,7 +163,10 @@ edit(
     "view_after_transpose",
     replace=MERGE,
     by="x.transpose(-3, -2).view(*x.shape[:-3], x.shape[-2], x.shape[-3] * x.shape[-1])",
-    says="`view` fails after a transpose: it only reads memory in the order it has, and a transpose has changed that order.",
+    says=(
+        "`view` fails after a transpose: it only reads memory in the order it has, and a transpose has "
+        "changed that order."
+    ),
     hint="`reshape` and `flatten` copy where they must; `view` never does.",
 )
 edit(
@@ -320,7 +326,10 @@ edit(
     "mask_inverted",
     replace="masked_softmax(scores, mask)",
     by="masked_softmax(scores, None if mask is None else ~mask)",
-    says="You hide what may be read. In this course True means: may attend; in nn.MultiheadAttention it means the opposite.",
+    says=(
+        "You hide what may be read. In this course True means: may attend; in nn.MultiheadAttention it means "
+        "the opposite."
+    ),
     hint="What does True mean in the contract?",
 )
 edit(
@@ -515,22 +524,6 @@ edit(
 )
 edit(
     G,
-    "keys_expanded",
-    replace=ROWS,
-    by="""group = query.shape[-3] // key.shape[-3]
-        query = query.unflatten(-3, (key.shape[-3], group))
-        scores = (query @ key.unsqueeze(-3).transpose(-2, -1) / math.sqrt(head_dim)).flatten(-4, -3)
-        weights = masked_softmax(scores, mask)
-        outputs = weights.unflatten(-3, (key.shape[-3], group)) @ value.unsqueeze(-3).expand(
-            *value.shape[:-2], group, *value.shape[-2:]
-        ).clone()
-        return outputs.flatten(-4, -3), weights
-        rows = query""",
-    says="The values are right, but a product of unequal batch axes, or a clone, writes the keys or values out once for every query head.",
-    hint="`@` over broadcast axes makes copies; a product without broadcasting cannot.",
-)
-edit(
-    G,
     "always_the_first_key_head",
     replace=ROWS,
     by="""key, value = key[..., :1, :, :], value[..., :1, :, :]
@@ -545,7 +538,10 @@ edit(
     by="""group = query.shape[-3] // key.shape[-3]
         query = query[..., ::group, :, :].repeat_interleave(group, dim=-3)
         rows = query.reshape(*key.shape[:-2], -1, head_dim)""",
-    says="The heads of a group share their queries too, so all of them make the same map. Only keys and values are shared.",
+    says=(
+        "The heads of a group share their queries too, so all of them make the same map. Only keys and "
+        "values are shared."
+    ),
     hint="How many different maps do your heads make?",
 )
 edit(
@@ -693,7 +689,10 @@ edit(
     P,
     "columns_pooled",
     replace="k_groups.mean(dim=1).flatten(0, 1), v_groups.mean(dim=1).flatten(0, 1)",
-    by="tuple(w.unflatten(1, (-1, heads // kv_heads)).mean(-1) if w.shape[1] % heads == 0 else w for w in (k_weight, v_weight))",
+    by=(
+        "tuple(w.unflatten(1, (-1, heads // kv_heads)).mean(-1) if w.shape[1] % heads == 0 else w for w in "
+        "(k_weight, v_weight))"
+    ),
     says="You pool columns; in nn.Linear the heads are rows of the weight.",
     hint="nn.Linear stores (out, in). Which of them holds the heads?",
 )
@@ -803,7 +802,10 @@ edit(
             self.keys = torch.cat([self.keys[:, :, self.keys.shape[2] - kept :], k], dim=2)
             self.values = torch.cat([self.values[:, :, self.values.shape[2] - kept :], v], dim=2)
         self.start, self.end = 0, kept + new""",
-    says="The values are right, but every append joins old and new into a new tensor, so all of the past is copied each time.",
+    says=(
+        "The values are right, but every append joins old and new into a new tensor, so all of the past is "
+        "copied each time."
+    ),
     hint="Allocate once; then write the new positions into their place.",
 )
 edit(
@@ -842,7 +844,11 @@ edit(
     C,
     "window_counts_the_new",
     replace="self.start, self.end = self.end - kept, self.end + new",
-    by="self.start, self.end = self.end - kept, self.end + new\n        if self.window is not None:\n            self.start = max(self.start, self.end - self.window)",
+    by=(
+        "self.start, self.end = self.end - kept, self.end + new\n"
+        "        if self.window is not None:\n"
+        "            self.start = max(self.start, self.end - self.window)"
+    ),
     says="You show `window` positions in all, so the first positions of a chunk miss what their own windows hold.",
     hint="What may the first of several new positions see?",
 )
@@ -982,7 +988,10 @@ edit(
     D,
     "cache_not_read",
     replace="keys, values = cache.read()",
-    by="keys, values = split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), module.kv_heads)",
+    by=(
+        "keys, values = split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), "
+        "module.kv_heads)"
+    ),
     says="The new positions see only each other: what the cache holds is not used.",
     hint="What does `read` return?",
 )
@@ -990,7 +999,12 @@ edit(
     D,
     "appended_twice",
     replace="    keys, values = cache.read()",
-    by="    if cache.length + x_t.shape[1] <= cache.capacity and cache.window is None:\n        cache.append(split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), module.kv_heads))\n    keys, values = cache.read()",
+    by=(
+        "    if cache.length + x_t.shape[1] <= cache.capacity and cache.window is None:\n"
+        "        cache.append("
+        "split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), module.kv_heads))\n"
+        "    keys, values = cache.read()"
+    ),
     says="The new positions go into the cache twice.",
     hint="Each position has one key.",
 )
@@ -1029,10 +1043,12 @@ edit(
 edit(
     D,
     "appended_after_reading",
-    replace="""    cache.append(split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), module.kv_heads))
+    replace="""    cache.append(split_heads(module.k_proj(x_t), module.kv_heads), \
+split_heads(module.v_proj(x_t), module.kv_heads))
     keys, values = cache.read()
     new, kept = x_t.shape[1], keys.shape[-2]""",
-    by="""    new_parts = split_heads(module.k_proj(x_t), module.kv_heads), split_heads(module.v_proj(x_t), module.kv_heads)
+    by="""    layers = module.k_proj, module.v_proj
+    new_parts = tuple(split_heads(layer(x_t), module.kv_heads) for layer in layers)
     keys, values = new_parts if cache.length == 0 else cache.read()
     cache.append(*new_parts)
     new, kept = x_t.shape[1], keys.shape[-2]""",
@@ -1161,7 +1177,10 @@ edit(
     replace="torch.eye(heads)",
     by="torch.randn(heads, heads) / math.sqrt(heads)",
     count=2,
-    says="The mixes start at random; they should start as the identity, so that the layer starts as plain multi-head attention.",
+    says=(
+        "The mixes start at random; they should start as the identity, so that the layer starts as plain "
+        "multi-head attention."
+    ),
     hint="Which matrix changes nothing?",
 )
 edit(
@@ -1177,7 +1196,11 @@ edit(
     T,
     "mask_before_the_mix",
     replace=PRE,
-    by='torch.einsum("hg,...gij->...hij", self.pre_mix, scores if mask is None else scores * (mask[:, None] if mask.ndim == 3 else mask))\n        mask = None',
+    by=(
+        'torch.einsum("hg,...gij->...hij", self.pre_mix, '
+        "scores if mask is None else scores * (mask[:, None] if mask.ndim == 3 else mask))\n"
+        "        mask = None"
+    ),
     says="The mask comes before the first mix, so hidden keys keep weight.",
     hint="Hide right before the softmax.",
 )
@@ -1350,16 +1373,6 @@ edit(
 )
 edit(
     L,
-    "values_expanded_while_decoding",
-    replace="""        read = torch.einsum("bhnj,bjc->bhnc", weights, latent)
-        return self.out_proj(merge_heads(torch.einsum("bhnc,hdc->bhnd", read, v_up))), (latent, k_rope)""",
-    by="""        values = torch.einsum("bjc,hdc->bhjd", latent, v_up)
-        return self.out_proj(merge_heads(weights @ values)), (latent, k_rope)""",
-    says="The values are right, but `decode` makes the values of all heads for all of the past at every step.",
-    hint="A weighted mean can be taken before the up-projection as well as after it.",
-)
-edit(
-    L,
     "values_from_the_key_layer",
     replace="split_heads(self.v_up_proj(latent), self.heads)",
     by="split_heads(self.k_up_proj(latent), self.heads)",
@@ -1448,7 +1461,10 @@ edit(
     H,
     "smallest_number_stays",
     replace=KEPT,
-    by="kept = chance >= p\n    kept = kept | (~kept.any(dim=-1, keepdim=True) & (chance == chance.amin(dim=-1, keepdim=True)))",
+    by=(
+        "kept = chance >= p\n"
+        "    kept = kept | (~kept.any(dim=-1, keepdim=True) & (chance == chance.amin(dim=-1, keepdim=True)))"
+    ),
     says="Where all heads would go, you keep the one with the smallest number; the contract says the largest.",
     hint="Which head was nearest to staying?",
 )
@@ -1479,7 +1495,8 @@ edit(
 edit(
     H,
     "elements_dropped",
-    replace="""    scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)
+    replace="""    kept = kept.to(head_outputs)
+    scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)
     return head_outputs * scale[..., None, None]""",
     by="    return nn.functional.dropout(head_outputs, p)",
     says="You drop single numbers, as plain dropout does; whole heads should go.",
@@ -1490,10 +1507,12 @@ edit(
     "positions_drawn_too",
     replace="""chance = torch.rand(head_outputs.shape[:-2], generator=generator)
     kept = chance >= chance.amax(dim=-1, keepdim=True).clamp(max=p)
+    kept = kept.to(head_outputs)
     scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)
     return head_outputs * scale[..., None, None]""",
     by="""chance = torch.rand(head_outputs.shape[:-1], generator=generator)
     kept = chance >= chance.amax(dim=-2, keepdim=True).clamp(max=p)
+    kept = kept.to(head_outputs)
     scale = kept.shape[-2] * kept / kept.sum(dim=-2, keepdim=True)
     return head_outputs * scale[..., None]""",
     says="You draw for every position; a head goes or stays with all of its positions.",
@@ -1533,10 +1552,10 @@ def products_by_einsum(head_outputs, upstream):
     return felt.abs().reshape(-1, felt.shape[-1]).mean(0)
 
 
-I = "head_importance"
+J = "head_importance"
 FELT = "felt = (head_outputs * upstream).sum(dim=(-2, -1)).abs()"
 edit(
-    I,
+    J,
     "absolute_value_first",
     replace=FELT,
     by="felt = (head_outputs * upstream).abs().sum(dim=(-2, -1))",
@@ -1544,7 +1563,7 @@ edit(
     hint="What happens to one example's loss if the whole head goes?",
 )
 edit(
-    I,
+    J,
     "absolute_value_last",
     replace="""felt = (head_outputs * upstream).sum(dim=(-2, -1)).abs()
     return felt.flatten(0, -2).mean(dim=0)""",
@@ -1554,7 +1573,7 @@ edit(
     hint="A head that helps one example and harms another matters to both.",
 )
 edit(
-    I,
+    J,
     "no_absolute_value",
     replace=".sum(dim=(-2, -1)).abs()",
     by=".sum(dim=(-2, -1))",
@@ -1562,7 +1581,7 @@ edit(
     hint="An importance is not negative.",
 )
 edit(
-    I,
+    J,
     "mean_over_positions",
     replace=".sum(dim=(-2, -1))",
     by=".mean(dim=(-2, -1))",
@@ -1570,7 +1589,7 @@ edit(
     hint="⟨a, b⟩ = Σ a b.",
 )
 edit(
-    I,
+    J,
     "sum_over_examples",
     replace=".mean(dim=0)",
     by=".sum(dim=0)",
@@ -1578,7 +1597,7 @@ edit(
     hint="Does your number grow with the batch?",
 )
 edit(
-    I,
+    J,
     "columns_only",
     replace=FELT,
     by="felt = (head_outputs * upstream).sum(dim=-1).abs().sum(dim=-1)",
@@ -1586,7 +1605,7 @@ edit(
     hint="A head goes as a whole, with all positions.",
 )
 edit(
-    I,
+    J,
     "gradient_only",
     replace="(head_outputs * upstream)",
     by="upstream",
@@ -1594,7 +1613,7 @@ edit(
     hint="The change of the loss is gradient times change of the output.",
 )
 edit(
-    I,
+    J,
     "size_of_the_head",
     replace="(head_outputs * upstream)",
     by="(head_outputs * head_outputs)",
@@ -1602,7 +1621,7 @@ edit(
     hint="Where is `upstream` used?",
 )
 edit(
-    I,
+    J,
     "per_position",
     replace=FELT + "\n    return felt.flatten(0, -2).mean(dim=0)",
     by="felt = (head_outputs * upstream).sum(dim=(-3, -1)).abs()\n    return felt.flatten(0, -2).mean(dim=0)",
@@ -1610,7 +1629,7 @@ edit(
     hint="Which axis should be left?",
 )
 edit(
-    I,
+    J,
     "one_batch_axis_only",
     replace="felt.flatten(0, -2).mean(dim=0)",
     by="felt.mean(dim=0)",
@@ -1618,7 +1637,7 @@ edit(
     hint="All axes before the heads hold examples.",
 )
 edit(
-    I,
+    J,
     "normalised",
     replace="return felt.flatten(0, -2).mean(dim=0)",
     by="felt = felt.flatten(0, -2).mean(dim=0)\n    return felt / felt.sum()",
@@ -1901,7 +1920,10 @@ edit(
     K,
     "sink_not_exponentiated",
     replace="    return " + LAST,
-    by="    terms = torch.exp(hidden - hidden.amax(dim=-1, keepdim=True)) * every\n    return terms / (terms.sum(dim=-1, keepdim=True) + sink[:, None, None].abs())",
+    by=(
+        "    terms = torch.exp(hidden - hidden.amax(dim=-1, keepdim=True)) * every\n"
+        "    return terms / (terms.sum(dim=-1, keepdim=True) + sink[:, None, None].abs())"
+    ),
     says="The sink itself, not its exponential, stands in your denominator.",
     hint="The sink is a logit.",
 )
@@ -1925,7 +1947,10 @@ edit(
     K,
     "overflows",
     replace="    return " + LAST,
-    by="    terms = torch.exp(hidden) * every\n    return terms / (terms.sum(dim=-1, keepdim=True) + torch.exp(column))",
+    by=(
+        "    terms = torch.exp(hidden) * every\n"
+        "    return terms / (terms.sum(dim=-1, keepdim=True) + torch.exp(column))"
+    ),
     says="You exponentiate raw scores, which overflow.",
     hint="Which number, taken from all terms, makes the largest exponent 0?",
 )
@@ -1935,13 +1960,15 @@ edit(
     replace="hidden = scores.masked_fill(~every, torch.finfo(scores.dtype).min)",
     by="hidden = scores",
     says="You mask after the softmax, so hidden scores still stand in the denominator.",
-    hint="Hide before the softmax.",
+    hint="What is hidden must be missing from the denominator as well.",
 )
 edit(
     K,
     "mask_inverted",
     replace="scores.masked_fill(~every, torch.finfo(scores.dtype).min)\n    return " + LAST,
-    by="scores if mask is None else scores.masked_fill(every, torch.finfo(scores.dtype).min)\n    every = every if mask is None else ~every\n    return "
+    by="""scores if mask is None else scores.masked_fill(every, torch.finfo(scores.dtype).min)
+    every = every if mask is None else ~every
+    return """
     + LAST,
     says="You hide what may be read. True means: may attend.",
     hint="What does True mean in the contract?",

@@ -430,7 +430,7 @@ def test_grouped_keys_are_not_copied(student, rng):
     outputs, _ = parts(trace.result, *PAIR)
     close(outputs, F.scaled_dot_product_attention(q, k, v, enable_gqa=True), what="head outputs of attend", rtol=1e-4)
     at_most(trace.largest, 4 * 12000 * 64, what="elements of the largest tensor for 12000 keys")
-    at_most(trace.outside_bytes / MIB, 40, what="MiB for 12000 keys")
+    at_most(trace.outside_bytes / MIB, 50, what="MiB for 12000 keys")
 
 
 # --- mha_to_gqa ------------------------------------------------------------------------------------------------------
@@ -525,13 +525,15 @@ def test_cache_with_a_window(student, rng):
     window = int(rng.integers(3, 6))
     cache = student.KVCache(11, window=window)
     keys, values = filled(rng, 2, 1, 60, 3)
-    at = 0
+    at, found, expected = 0, [], []
     for new in rng.permutation([1, 2, 3, 5] * 4 + [1] * 5).tolist():
         cache.call("append", keys[:, :, at : at + new], values[:, :, at : at + new])
         start, at = max(0, at - window + 1), at + new
-        expected = keys[:, :, start:at], values[:, :, start:at]
-        same(cache.call("read"), expected, TWO_MEMORIES, "with a window")
-        whole(cache.call("length"), at, "length with a window")
+        found.append((cache.call("read"), cache.call("length")))
+        expected.append((keys[:, :, start:at], values[:, :, start:at], at))
+    for (answer, length), (*pair, count) in zip(found, expected, strict=True):
+        same(answer, pair, TWO_MEMORIES, "with a window")
+        whole(length, count, "length with a window")
 
 
 @hidden("KVCache", kind="property", weight=1, hint="The cache keeps numbers, not the tensors that brought them.")
@@ -588,11 +590,11 @@ def test_cache_takes_the_kind_of_what_comes(student, rng):
 @hidden("KVCache", kind="cost", weight=2, hint="What is there already should stay where it is.")
 def test_cache_does_not_copy_what_it_has(student, rng):
     """One more position costs as much as that position, however long the text: nothing is joined."""
-    cache = student.KVCache(70_000)
+    cache = student.KVCache(85_000)
     for _ in range(4):
-        cache.call("append", *filled(rng, 1, 4, 16_000, 64))
+        cache.call("append", *filled(rng, 1, 4, 20_000, 64))
     trace = cache.trace_call("append", *filled(rng, 1, 4, 1, 64))
-    at_most(trace.outside_bytes / MIB, 32, what="MiB for one more position behind 64000")
+    at_most(trace.outside_bytes / MIB, 32, what="MiB for one more position behind 80000")
     joined = {"cat", "stack", "concat", "concatenate", "hstack", "roll", "constant_pad_nd", "pad"} & set(trace.calls)
     require(not joined, "append joins what is there with what is new, so all of it is copied.")
 
@@ -1202,7 +1204,7 @@ def test_weights_with_a_sink_and_masks(student, rng):
         mask = torch.from_numpy(rng.random(shape) < 0.6)
         mask[0] = False
         full = mask[:, None] if len(shape) == 3 else mask
-        loud = scores.masked_fill(~full, 500.0)
+        loud = scores.masked_fill(~full, 4.0)
         found = student.sink_softmax(loud, sink, mask)
         close(found, sunk(loud, sink, full), what=f"weights with a mask of {len(shape)} axes")
         require(bool((found[~full.expand_as(scores)] == 0).all()), "A masked weight should be exactly 0.")
