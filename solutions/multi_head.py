@@ -70,8 +70,8 @@ def rotate(
     even = torch.arange(0, x.shape[-1], 2, dtype=x.dtype, device=x.device)
     angles = positions.to(x.dtype)[:, None] * 10000.0 ** (-even / x.shape[-1])
     first, second = x[..., 0::2], x[..., 1::2]
-    turned = first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()
-    return torch.stack(turned, dim=-1).flatten(-2)
+    pairs = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
+    return torch.stack(pairs, dim=-1).flatten(-2)
 
 
 def torch_layer(d_model: int, heads: int, bias: bool, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
