@@ -55,4 +55,53 @@ const translator = {
   },
 };
 
-export const forwards = { translator };
+/** Columns `from` … `to` − 1 of a matrix. */
+const columnsOf = (m, from, to) => {
+  const y = matrix(m.rows, to - from);
+  for (let i = 0; i < m.rows; i++) row(y, i).set(row(m, i).subarray(from, to));
+  return y;
+};
+
+/**
+ * A causal layer of multi-head attention that says, at every pronoun, which name it stands for.
+ * settings: `words` (the vocabulary, in the order of the embedding), `names` (the classes), `pronouns`, `heads`, `longest`
+ * (positions that the model knows), `letters` (the longest text).
+ */
+const referent = {
+  controls: ({ heads }) => [
+    { key: "head", label: "head", names: Array.from({ length: heads }, (_, h) => `head ${h}`) },
+    { key: "silent", label: "silence this head", value: false },
+  ],
+  run(tensors, settings, text, { head = 0, silent = false } = {}) {
+    const { words, names, pronouns, heads, longest } = settings;
+    const all = text.toLowerCase().split(/[^a-z]+/).filter(Boolean);
+    const known = all.filter((word) => words.includes(word)).slice(0, longest);
+    const note = known.length < all.length
+      ? "Some words were left out: the model does not know them, or the text is too long." : "";
+    if (!known.length) return { output: "", logits: matrix(0, 0), weights: matrix(0, 0), rows: [], columns: [], note };
+    const at = (name) => tensors[`referent.${name}`];
+    const x = embed(at("embedding.weight"), known.map((word) => words.indexOf(word)));
+    const places = at("positions.weight");
+    x.data.forEach((_, k) => { x.data[k] += places.data[k]; });
+    const part = (name) => linear(x, at(`attention.${name}_proj.weight`), at(`attention.${name}_proj.bias`));
+    const [query, key, value] = ["q", "k", "v"].map(part);
+    const size = x.cols / heads, joined = [];
+    let weights = null;
+    for (let h = 0; h < heads; h++) {
+      const [q, k, v] = [query, key, value].map((m) => columnsOf(m, h * size, (h + 1) * size));
+      const s = scores.dot(q, k, { scale: 1 / Math.sqrt(size) });
+      for (let i = 0; i < s.rows; i++) row(s, i).fill(-Infinity, i + 1);
+      const shares = softmax(s);
+      if (h === head) weights = shares;
+      joined.push(h === head && silent ? matrix(x.rows, size) : matmul(shares, v));
+    }
+    const mixed = linear(beside(...joined), at("attention.out_proj.weight"), at("attention.out_proj.bias"));
+    mixed.data.forEach((_, k) => { mixed.data[k] += x.data[k]; });
+    const logits = linear(mixed, at("read.weight"), at("read.bias"));
+    const said = known.map((word, i) =>
+      (pronouns.includes(word) ? `${word} → ${names[largest(row(logits, i))]}` : "")).filter(Boolean);
+    return { output: said.join(", "), logits, weights, rows: known, columns: known, note };
+  },
+};
+
+export const forwards = { translator, referent };

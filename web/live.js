@@ -15,7 +15,7 @@ customElements.define("aid-live", class extends Widget {
     const id = unique("live");
     const input = el("input", {
       id, type: "text", value: data.examples[0], autocomplete: "off", autocapitalize: "off", spellcheck: "false",
-      maxlength: settings.longest ?? null, oninput: () => later(),
+      maxlength: settings.letters ?? settings.longest ?? null, oninput: () => later(),
     });
     const output = el("output", { for: id, class: "aid-output", "aria-live": "polite" });
     const note = el("p", { class: "aid-said", "aria-live": "polite" });

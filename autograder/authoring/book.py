@@ -33,6 +33,8 @@ PROBLEM = re.compile(
 STOPPED = re.compile(
     r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
 )
+# The last line of a traceback; the first of several tells the cause.
+CAUSE = re.compile(r"^[\w.]*(?:Error|Exception): .")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # jsonschema, which checks `_config.yml`, compiles 38 grammars for a kind of address that it does not hold, if it finds
 # this package: two seconds of every build.
@@ -110,7 +112,8 @@ def build_book(strict: bool = False, report: Report = print, root: Path = ROOT) 
     problems, tail, code = _run(root, strict, report)
     if code != 0 or (strict and problems):
         if not problems:
-            problems = [Problem("the build", "\n".join(tail[-25:]))]
+            causes = [line for line in tail if CAUSE.match(line)]
+            problems = [Problem("the build", "\n".join([*causes, *tail[-25:]]))]
         raise BookError("\n".join(str(problem) for problem in problems))
     for problem in problems:
         report(str(problem))

@@ -266,6 +266,10 @@ class Module:
         """What a call of the object returns and costs."""
         return self._student._trace({"handle": self.handle.number}, args, kwargs)
 
+    def trace_call(self, method: str, /, *args: Any, **kwargs: Any) -> Trace:
+        """What a call of one of its methods returns and costs."""
+        return self._student._trace({"handle": self.handle.number, "method": method}, args, kwargs)
+
 
 class _Arguments(Encoder):
     """Sends a module back as the handle that it stands for, wherever it is among the arguments."""
