@@ -150,7 +150,6 @@ def test_a_local_pool_of_any_size_gives_what_the_cluster_gives(coordinators, sma
 
 
 def test_a_class_in_postgresql(coordinators, cluster, small_class, undisturbed, tmp_path):
-    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
     programs = postgres_programs()
     if None in programs:
         pytest.skip("PostgreSQL not tested: its programs initdb and pg_ctl are not installed")

@@ -161,8 +161,5 @@ def test_a_wrong_source_leaves_the_last_release_in_place(copied, monkeypatch):
     assert (folder / SLUG / "exercises.ipynb").is_file()
 
 
-def test_the_built_book_is_clean():
-    pages = course.BUILD / "html"
-    if not (pages / "index.html").is_file():
-        pytest.skip("the book is not built; `attn book` builds it")
-    assert leak_problems(course.slugs(), [pages]) == []
+def test_the_built_book_is_clean(book):
+    assert leak_problems(course.slugs(), [book]) == []

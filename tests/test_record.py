@@ -571,7 +571,6 @@ def test_recording_does_not_grow_with_the_class(course):
 @pytest.fixture
 def postgres():
     """A PostgreSQL server of our own on a socket in a new folder, or a skip that says what is missing."""
-    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
     programs = postgres_programs()
     if None in programs:
         pytest.skip("PostgreSQL not tested: its programs initdb and pg_ctl are not installed")
@@ -601,7 +600,6 @@ def test_postgresql_by_url(course, postgres, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_is_said(course):
-    pytest.importorskip("psycopg", reason="PostgreSQL not tested: the Python package psycopg is not installed")
     data = submission()
     with (
         Recorder(course, db="postgresql+psycopg://nobody@127.0.0.1:1/none") as recorder,
