@@ -34,8 +34,10 @@ def cpu_seconds(pid: int) -> float:
     for one in tree(pid):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            # Of the children that have ended the kernel counts hundredths, of the process itself nanoseconds.
-            seconds += sum(map(int, fields[13:15])) / _TICKS + time.clock_gettime(_cpu_clock(one))
+            own, children = (sum(map(int, fields[at : at + 2])) / _TICKS for at in (11, 13))
+            with contextlib.suppress(OSError):  # a kernel that hides this clock must not stop the others
+                own = time.clock_gettime(_cpu_clock(one))  # nanoseconds, where the lines above have hundredths
+            seconds += own + children
     return seconds
 
 

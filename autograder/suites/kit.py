@@ -5,7 +5,7 @@ A message goes to a student. It says what is wrong and by how much, never what w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +159,27 @@ def close(
             return
         actual, expected, dtype = np.asarray(actual), np.asarray(expected), False
     _arrays(actual, expected, what, atol, rtol, dtype)
+
+
+def parts(answer: Any, *names: str) -> tuple[Any, ...]:
+    """The parts of a tuple, or a message that says what should have come.
+
+    Raises:
+        Wrong: it is no tuple of as many parts as there are names.
+    """
+    require(
+        isinstance(answer, (tuple, list)) and len(answer) == len(names),
+        f"The result should be a tuple of {len(names)}: {', '.join(names)}.",
+    )
+    return tuple(answer)
+
+
+def same(answer: Any, expected: Sequence[Any], names: Sequence[str], what: str, **tolerance: Any) -> tuple[Any, ...]:
+    """Fail unless each part of a tuple is :func:`close` to the one expected, under its name; the parts."""
+    found = parts(answer, *names)
+    for name, one, other in zip(names, found, expected, strict=True):
+        close(one, other, what=f"{name} {what}", **tolerance)
+    return found
 
 
 def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: float | None, dtype: bool) -> None:

@@ -9,29 +9,11 @@ from torch.nn import functional as F
 
 from autograder.sandbox.errors import Raised
 from autograder.sandbox.protocol import Generator
-from autograder.suites.kit import Wrong, at_most, close, hidden, raises, require, strided, tensor
+from autograder.suites.kit import Wrong, at_most, close, hidden, parts, raises, require, same, strided, tensor
 
 MIB = 2**20
 DOUBLE = torch.float64
 PAIR = ("output", "weights")
-
-
-def parts(answer, *names):
-    """The parts of a tuple, or a message that says what should have come."""
-    wanted = ", ".join(names)
-    require(
-        isinstance(answer, (tuple, list)) and len(answer) == len(names),
-        f"The result should be a tuple of {len(names)}: {wanted}.",
-    )
-    return tuple(answer)
-
-
-def same(answer, expected, names, what, **tolerance):
-    """Each part of the tuple agrees; gives the parts back."""
-    found = parts(answer, *names)
-    for name, one, other in zip(names, found, expected, strict=True):
-        close(one, other, what=f"{name} {what}", **tolerance)
-    return found
 
 
 def refused(module, method, *args):

@@ -6,28 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from autograder.suites.kit import at_most, close, hidden, raises, require, strided, tensor
+from autograder.suites.kit import at_most, close, hidden, parts, raises, require, same, strided, tensor
 
 MIB = 2**20
 DOUBLE = torch.float64
-
-
-def parts(answer, *names):
-    """The parts of a tuple, or a message that says what should have come."""
-    wanted = ", ".join(names)
-    require(
-        isinstance(answer, (tuple, list)) and len(answer) == len(names),
-        f"The result should be a tuple of {len(names)}: {wanted}.",
-    )
-    return tuple(answer)
-
-
-def same(answer, expected, names, what, **tolerance):
-    """Each part of the tuple agrees; gives the parts back."""
-    found = parts(answer, *names)
-    for name, one, other in zip(names, found, expected, strict=True):
-        close(one, other, what=f"{name} {what}", **tolerance)
-    return found
 
 
 PAIR = ("output", "weights")
