@@ -31,7 +31,7 @@ from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 from ext import appendix, bibliography, data, exercise_pages, freshness, live, pages, site
-from ext.search import CourseSearch
+from ext.search import CourseSearch, keep_index_entries
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +229,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", check_labels)
     app.connect("html-page-context", trim_page, priority=900)
     app.connect("html-page-context", live.lay_out)
+    app.connect("html-collect-pages", keep_index_entries)
     app.connect("build-finished", copy_mathjax)
     app.add_search_language(CourseSearch)
     exercise_pages.settings(app)

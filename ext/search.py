@@ -8,8 +8,12 @@ term is found wherever it stands, without a dictionary that the browser would ne
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
+from sphinx.application import Sphinx
 from sphinx.search.en import SearchEnglish
+from sphinx.util.index_entries import split_index_msg
 
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 PIECES = re.compile(rf"[{CHINESE}]+|[^\W{CHINESE}]+")
@@ -45,3 +49,23 @@ function splitQuery(query) {{
             else:
                 words.append(piece)
         return words
+
+
+def keep_index_entries(app: Sphinx) -> Iterable[tuple[str, dict[str, Any], str]]:
+    """Give the search index the entries of every page, also of those that this build did not write.
+
+    Sphinx takes words and titles of unchanged pages from the last build's index, and forgets their entries: after a
+    rebuild, a term of the glossary would lead to the page and no longer to its line.
+
+    Returns:
+        No page of its own; the event that calls this asks for pages.
+    """
+    indexer = getattr(app.builder, "indexer", None)
+    if indexer is not None:
+        for page, entries in app.env.get_domain("index").data["entries"].items():
+            indexer._index_entries[page] = sorted(
+                (word, target or "", main or "")
+                for kind, value, target, main, _ in entries
+                for word in split_index_msg(kind, value)
+            )
+    return ()

@@ -578,15 +578,20 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A book of two pages with the real settings, extension and data."""
+    """A book of three pages with the real settings, extension and data."""
     root = tmp_path_factory.mktemp("small")
     for folder in ("web", "chapters/appendix/data"):
         shutil.copytree(ROOT / folder, root / folder)
     shutil.copy(ROOT / "_config.yml", root)
     chapter = {"file": "chapters/additive/lesson"}
-    toc = {"format": "jb-book", "root": "index", "parts": [{"caption": "Part", "chapters": [chapter]}]}
+    toc = {
+        "format": "jb-book",
+        "root": "index",
+        "parts": [{"caption": "Part", "chapters": [chapter, {"file": "terms"}]}],
+    }
     (root / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
     (root / "index.md").write_text("# Small\n\nA front page.\n", encoding="utf-8")
+    (root / "terms.md").write_text("# Terms\n\n```{index} quokka\n```\n\nAn animal.\n", encoding="utf-8")
     (root / "references.bib").write_text(
         "@misc{one, author={Ada Byron}, title={Notes}, year={1843}}\n", encoding="utf-8"
     )
@@ -614,10 +619,22 @@ def test_building_again_runs_only_what_changed_and_forgets_no_page(small: Path) 
     assert "Another sentence." in page and "25" in page
     base = yaml.safe_load((small / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
     addresses = re.findall("<loc>(.*)</loc>", (html / "sitemap.xml").read_text(encoding="utf-8"))
-    assert addresses == [f"{base}chapters/additive/lesson.html", f"{base}index.html"]
+    assert addresses == [f"{base}{page}.html" for page in ("chapters/additive/lesson", "index", "terms")]
     card = re.search(f'property="og:image" content="{base}([^"]+)"', page)
     assert card is not None and (html / card[1]).is_file()
     assert "issues/new?title=Error%20on%20chapters%2Fadditive%2Flesson" in page
+
+
+def test_search_still_leads_to_the_line_after_a_rebuild(small: Path) -> None:
+    """A page that a later build leaves as it is keeps its entries in the search index."""
+    lesson_page = small / "chapters" / "additive" / "lesson.md"
+    _told(small)
+    lesson_page.write_text(lesson_page.read_text(encoding="utf-8").replace("sentence", "phrase"), encoding="utf-8")
+    told = _told(small)
+    assert "writing chapters/additive/lesson" in told and "writing terms" not in told
+    index = (small / "_build" / "html" / "searchindex.js").read_text(encoding="utf-8")
+    entries = re.search(r'"indexentries": \{.*?\}', index)
+    assert entries is not None and '"quokka"' in entries[0]
 
 
 def test_each_planted_fault_fails_the_build(small: Path, tmp_path: Path) -> None:
