@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -62,13 +63,13 @@ def inputs(names: dict[str, Any], count: int) -> list[str]:
     return dates + ["".join(rng.choice(letters, size=rng.integers(1, 31))) for _ in range(count - len(dates))]
 
 
-RUN = """async ([folder, file, asked]) => {
+RUN = """async ([kind, folder, file, asked]) => {
   const { readTensors } = await import(folder + "tensor.js");
   const { forwards } = await import(folder + "forward.js");
   const { tensors, settings } = readTensors(await (await fetch(file)).arrayBuffer());
   return asked.map(([text, switches]) => {
     const begin = performance.now();
-    const { output, logits, weights } = forwards.translator.run(tensors, settings, text, switches);
+    const { output, logits, weights } = forwards[kind].run(tensors, settings, text, switches);
     const ms = performance.now() - begin;
     return { output, ms, logits: Array.from(logits.data), weights: Array.from(weights.data) };
   });
@@ -109,7 +110,7 @@ def compare(page: Page, folder: str, file: Path, names: dict[str, Any], count: i
         models.append((model, {"model": number, "scaled": scaled, "even": even}))
     worst, texts = 0.0, inputs(names, count)
     asked = [[text, models[k % len(models)][1]] for k, text in enumerate(texts)]
-    found = page.evaluate(RUN, [folder, file.name, asked])
+    found = page.evaluate(RUN, ["translator", folder, file.name, asked])
     assert len({answer["output"] for answer in found}) > count // 5, "the answers hardly differ"
     for k, (text, answer) in enumerate(zip(texts, found, strict=True)):
         with torch.no_grad():
@@ -157,6 +158,61 @@ def test_the_models_of_the_lesson_answer_fast_and_right(
             times.append(page.evaluate("performance.getEntriesByName('aid-live').at(-1).duration"))
         assert right >= 36, f"{right} of 40 days that the model has never seen"
         assert np.median(times) < 50, "milliseconds from a keystroke's frame to its picture"
+
+
+def referent_definitions() -> dict[str, Any]:
+    """Vocabulary, task and module of the pronoun task, from the lesson's cell; what that cell trains is left out."""
+    text = (ROOT / "chapters" / "multi_head" / "lesson.md").read_text(encoding="utf-8")
+    cells = [re.sub(r"^:.*$", "", match["body"], flags=re.M) for match in CODE.finditer(text)]
+    cell = ast.parse(next(body for body in cells if "class Referent(" in body))
+    kept = [
+        node
+        for node in cell.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        or (isinstance(node, ast.Assign) and all(name.id.isupper() for name in ast.walk(node.targets[0])
+                                                 if isinstance(name, ast.Name)))
+    ]  # fmt: skip
+    names: dict[str, Any] = {}
+    exec(cells[0], names)
+    exec(compile(ast.Module(kept, []), "lesson", "exec"), names)
+    return names
+
+
+@needs_chromium
+def test_the_model_that_finds_referents_equals_torch_and_answers_as_one_types(
+    browser: Browser, site: str, book: Path
+) -> None:
+    """200 texts, each head shown and silenced: logits and weights of torch on the file's weights, and right answers."""
+    names = referent_definitions()
+    file = book / "chapters" / "multi_head" / "multi_head-pronoun-live.safetensors"
+    assert file.stat().st_size <= live.LIMIT
+    model = names["Referent"](names["HEADS"])
+    model.load_state_dict({key.removeprefix("referent."): value.float() for key, value in load_file(file).items()})
+    words, whom = names["stories"](np.random.default_rng(22), 200)
+    texts = [" ".join(names["WORDS"][word] for word in line[: 1 + k % len(line)]) for k, line in enumerate(words)]
+    switches = [{"head": k % names["HEADS"], "silent": k % 3 == 0} for k in range(len(texts))]
+    with _visit(browser, site, "chapters/multi_head/lesson.html") as page:
+        asked = [list(one) for one in zip(texts, switches, strict=True)]
+        found = page.evaluate(RUN, ["referent", f"{site}_static/", file.name, asked])
+        for line, text, switch, answer in zip(words, texts, switches, found, strict=True):
+            with torch.no_grad():
+                silent = (switch["head"],) if switch["silent"] else ()
+                logits, weights = model(line[None, : len(text.split())], silent=silent)
+            shown = weights[0, switch["head"]]
+            for ours, theirs in ((answer["logits"], logits), (answer["weights"], shown)):
+                assert np.abs(np.array(ours) - theirs.numpy().ravel()).max() < 1e-4, text
+        box = page.locator("aid-live")
+        asked_for, right = 0, 0
+        for line, who in zip(words[:30], whom[:30], strict=True):
+            box.locator("input[type=text]").fill(" ".join(names["WORDS"][word] for word in line))
+            page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            said = box.locator("output.aid-output").inner_text().split(", ")
+            meant = [int(one) for word, one in zip(line, who, strict=True) if names["WORDS"][word] in names["PRONOUNS"]]
+            for one, person in zip(said, meant, strict=True) if meant else ():
+                if person >= 0:
+                    asked_for += 1
+                    right += one.endswith(f"→ {names['PEOPLE'][person]}")
+        assert asked_for > 30 and right >= 0.9 * asked_for, f"{right} of {asked_for} pronouns"
 
 
 def test_the_file_holds_the_rounded_weights_and_the_page_lets_it_go(tmp_path: Path) -> None:
