@@ -541,6 +541,17 @@ SLIPS_THROUGH = {
     "star": "from torch.special import *\ndef f(x):\n    return log_softmax(x, 0)",
     "magic inside": "import torch\ndef f(x):\n    %time y = torch.softmax(x, 0)\n    return y",
     "help beside": "import torch\ndef f(x):\n    return torch.softmax(x, 0)\nf?",
+    "out of a list": "import torch as t\ndef f(x):\n    return [t][0].special.log_softmax(x, 0)",
+    "out of a table": "import torch as t\nm = {'a': t.special}['a']\ndef f(x):\n    return m.log_softmax(x, 0)",
+    "loop variable": "import torch as t\ndef f(x):\n    for m in (t.special,):\n        return m.log_softmax(x, 0)",
+    "variable of a comprehension": "import torch as t\ndef f(x):\n    return [m.log_softmax(x) for m in [t.special]]",
+    "comprehension under the own name": "import torch as t\n"
+    "def f(x):\n    return [torch.special.log_softmax(x) for torch in [t]]",
+    "first loop of a comprehension": "import torch as t\nm = t.special\n"
+    "def f(x):\n    return [m for m in m.log_softmax(x, 0)]",
+    "unpacked": "import torch as t\ndef f(x):\n    m, y = t.special, x\n    return m.log_softmax(y, 0)",
+    "through a function": "import torch as t\n"
+    "def f(x):\n    m = max(t.special, key=id)\n    return m.log_softmax(x, 0)",
     "hung on a module": "import torch\nimport numpy as np\nnp.s = torch.softmax\ndef f(x):\n    return np.s(x, 0)",
 }
 FORBIDDEN = (
@@ -582,6 +593,11 @@ ALLOWED = {
 WRONGLY_FOUND = {
     "a variable that hides an import": "from torch import softmax as s\ndef f(x):\n    s = x.sum()\n    return x / s",
     "a scratch variable with a parameter's name": "import torch\nx = torch.softmax(y, 0)\ndef f(x):\n    return x",
+    "a scratch variable with a comprehension's name": "import torch\ns = torch.softmax(y, 0)\n"
+    "def f(x):\n    return [s + t for s in x for t in range(3)]",
+    "a scratch comprehension's variable": "import torch\nz = [g for g in torch.softmax(y, 0)]\n"
+    "def f(x):\n    return g(x)",
+    "a dtype handed on": "import torch\ndef f(x):\n    y = torch.zeros(3, dtype=torch.float64)\n    return y.softer(x)",
     "a parameter called eval": "def f(x, eval=False):\n    return x if eval else -x",
 }
 

@@ -2,7 +2,8 @@
 
 For every exercise: the reference and each alternative pass, the untouched stub is "not attempted", every named mistake
 fails and its feedback names it, and no degenerate answer earns a point; over several seeds, with margin at every
-numeric gate, through the very jail in which students' work is graded.
+numeric gate, through the very jail in which students' work is graded. And what is right by itself is right in a whole
+notebook too, among the examples and the other answers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
+import nbformat
+
 from autograder import course
 from autograder.answers import Answer, shelf
-from autograder.authoring.build import build, instructor_notebook
+from autograder.authoring.build import build, instructor_notebook, marked
 from autograder.course import Exercise
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
@@ -123,10 +126,13 @@ def check(
     problems += leak_problems(slugs)
     done: dict[str, ExerciseCheck] = {}
     with _pool(workers) as pool:
+        whole = [pool.submit(notebook_problems, slug) for slug in slugs]
         jobs = {pool.submit(check_exercise, e.slug, e.name, seeds): e for e in exercises}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
             progress(jobs[job].id)
+        for notebook in whole:
+            problems += notebook.result()
     return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
 
 
@@ -156,6 +162,31 @@ def _chapter_problems(slug: str) -> Iterator[str]:
     known = {exercise.name for exercise in course.sheet(slug).exercises}
     for name in (set(suite(slug).tests) | set(shelf(slug).mistakes) | set(shelf(slug).alternatives)) - known:
         yield f"{name} has tests or answers, but chapters/{slug}/exercises.md has no such exercise"
+
+
+def notebook_problems(slug: str) -> list[str]:
+    """What is wrong when right answers are handed in together, in the notebook that students work in."""
+    from autograder.grading.intake import read_notebook
+
+    problems = []
+    exercises = course.sheet(slug).exercises
+    handed_in = nbformat.writes(instructor_notebook(slug)).encode()
+    cells = read_notebook(handed_in, slug, course.given_cells(slug)).cells
+    with Session(cells) as session:
+        for result in judge_exercises(session, cells, exercises, _seeds(slug, 0)):
+            if result.outcome != "passed":
+                problems.append(
+                    f"{slug}: in a notebook of references {result.id} is {result.outcome}. {result.message}"
+                )
+        for exercise in exercises:
+            original = marked(course.solution(slug).definitions[exercise.name])
+            for answer in shelf(slug).alternatives.get(exercise.name, []):
+                other = [answer.source if cell == original else cell for cell in cells]
+                ruled_out = forbidden_result(exercise, other, session)
+                if ruled_out is not None:
+                    name = f"alternative {answer.name} of {exercise.id}"
+                    problems.append(f"{slug}: in a whole notebook {name} is ruled out. {ruled_out.message}")
+    return problems
 
 
 def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:

@@ -70,25 +70,32 @@ class _Scope:
     def inside(self, node: Function) -> _Scope:
         """The scope of a function's body: its own names hide those outside."""
         below = _direct(node)
-        own = _own_names(node.args, below)
-        aliases = {name: values for name, values in self.aliases.items() if name not in own}
-        scope = _Scope(aliases, self.hidden | own)
+        scope = self.hiding(_own_names(node.args, below))
         pairs = [pair for child in below for pair in _assignments(child)]
         for target, value in [*_defaults(node.args), *pairs]:
             scope.learn(target, value, self)
         return scope
 
+    def hiding(self, names: frozenset[str]) -> _Scope:
+        """This scope, seen from where names of their own hide the outer ones."""
+        aliases = {name: values for name, values in self.aliases.items() if name not in names}
+        return _Scope(aliases, self.hidden | names)
+
     def learn(self, target: ast.expr, value: ast.expr, outer: _Scope | None = None) -> None:
-        """An assignment makes a name another word for a library name (`sm = torch.softmax`)."""
-        if isinstance(target, ast.Name):
-            for dotted in (*_dotted(value, self), *(_dotted(value, outer) if outer else ())):
-                if not dotted.startswith("?"):
-                    self.aliases.setdefault(target.id, set()).add(dotted)
+        """An assignment makes a name another word for the library names in its value (`sm = torch.softmax`)."""
+        names = [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
+        if names:
+            carried = {*_carried(value, self), *(_carried(value, outer) if outer else ())}
+            for name in names:
+                if carried:
+                    self.aliases.setdefault(name, set()).update(carried)
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _OWN_SCOPE = (*_FUNCTIONS, ast.ClassDef)
+Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class Reach:
@@ -145,12 +152,14 @@ class Reach:
                 self.nodes[node.name].clear()
             self.nodes[node.name].append(node)
         elif not isinstance(node, (ast.Import, ast.ImportFrom)):
-            for child in [node, *_direct(node)]:
+            below = _direct(node)
+            passing = _loop_variables(below)
+            for child in [node, *below]:
                 for target, value in _assignments(child):
                     self.scope.learn(target, value)
                 if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                     self.nodes[child.name].append(node)
-                elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+                elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child not in passing:
                     self.nodes[child.id].append(node)
                 elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
                     # `Class.method = …` and `module.name = …` belong to whatever the owner's name leads to.
@@ -203,8 +212,32 @@ def _scoped(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
         for child in body:
             yield from _scoped(child, inner)
         return
+    if isinstance(node, _COMPREHENSIONS):  # its variables are its own; only the first loop reads outside of them
+        first, *rest = node.generators
+        inner = scope.hiding(_bound_by(node))
+        for loop in node.generators:
+            inner.learn(loop.target, loop.iter, scope)
+        yield from _scoped(first.iter, scope)
+        inside: list[ast.AST] = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        inside += [first.target, *first.ifs]
+        for loop in rest:
+            inside += [loop.target, loop.iter, *loop.ifs]
+        for child in inside:
+            yield from _scoped(child, inner)
+        return
     for child in ast.iter_child_nodes(node):
         yield from _scoped(child, scope)
+
+
+def _bound_by(node: Comprehension) -> frozenset[str]:
+    """Names of a comprehension's variables."""
+    targets = [child for loop in node.generators for child in ast.walk(loop.target)]
+    return frozenset(child.id for child in targets if isinstance(child, ast.Name))
+
+
+def _loop_variables(below: Sequence[ast.AST]) -> set[ast.AST]:
+    """The places where comprehensions bind their variables, which nobody outside of them sees."""
+    return {name for child in below if isinstance(child, ast.comprehension) for name in ast.walk(child.target)}
 
 
 def _direct(node: ast.AST) -> list[ast.AST]:
@@ -224,15 +257,13 @@ def _own_names(arguments: ast.arguments, below: Sequence[ast.AST]) -> frozenset[
     own = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     own |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None}
     foreign: set[str] = set()
+    # A comprehension's variable is its own, not the function's: the name may still mean the outer one beside it.
+    passing = _loop_variables(below)
     for child in below:
-        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child not in passing:
             own.add(child.id)
         elif isinstance(child, (ast.Global, ast.Nonlocal)):
             foreign.update(child.names)
-    # A comprehension's variable is its own, not the function's: the name may still mean the outer one beside it.
-    for child in below:
-        if isinstance(child, ast.comprehension):
-            foreign.update(n.id for n in ast.walk(child.target) if isinstance(n, ast.Name))
     return frozenset(own - foreign)
 
 
@@ -241,7 +272,33 @@ def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
         return [(target, node.value) for target in node.targets]
     if isinstance(node, (ast.NamedExpr, ast.AnnAssign)) and node.value is not None:
         return [(node.target, node.value)]
+    if isinstance(node, (ast.For, ast.AsyncFor)):
+        return [(node.target, node.iter)]
+    if isinstance(node, ast.withitem) and node.optional_vars is not None:
+        return [(node.optional_vars, node.context_expr)]
     return []
+
+
+def _carried(value: ast.expr, scope: _Scope) -> Iterator[str]:
+    """Library names that a value may hand on: itself, or what lies in it (`[torch][0]`), but not what it calls."""
+    if isinstance(value, (ast.Name, ast.Attribute)):
+        yield from (name for name in _dotted(value, scope) if not name.startswith("?"))
+        return
+    for child in ast.iter_child_nodes(value):
+        if isinstance(value, ast.Call) and child is value.func:
+            if isinstance(child, ast.Attribute) and not _is_chain(child):
+                yield from _carried(child.value, scope)
+        elif isinstance(child, ast.expr):
+            yield from _carried(child, scope)
+        elif isinstance(child, ast.keyword):
+            yield from _carried(child.value, scope)
+
+
+def _is_chain(node: ast.expr) -> bool:
+    """Whether it is names joined by dots, and nothing else."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
 
 
 def _root(node: ast.AST) -> str | None:
@@ -351,4 +408,5 @@ def _dotted(node: ast.AST, scope: _Scope) -> list[str]:
         return [".".join([name, *tail]) for name in scope.aliases[node.id]]
     if isinstance(node, ast.Name) and node.id not in scope.hidden:
         return [".".join([node.id, *tail])]
-    return [".".join(["?", *tail])] if tail else []
+    owners = [] if isinstance(node, ast.Name) or not isinstance(node, ast.expr) else _carried(node, scope)
+    return [".".join([owner, *tail]) for owner in ("?", *owners)] if tail else []
