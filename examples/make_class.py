@@ -31,6 +31,7 @@ SUBMITTED, README = HERE / "submitted", HERE / "README.md"
 BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
 STUB = "raise NotImplementedError"
 ADDITIVE, SCALED, SELF, POSITIONS = "additive", "scaled_dot_product", "self_attention", "positions"
+HEADS = "multi_head"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -487,6 +488,22 @@ def crashes_on_a_list() -> bytes:
     return paper.bytes()
 
 
+def without_a_decoder() -> bytes:
+    """The decoder was never begun, and the sink knows no mask."""
+    paper = solved(HEADS)
+    paper["decode_step"] = stub(HEADS, "decode_step")
+    paper.body(
+        "sink_softmax",
+        """
+        # one more column, softmax over it, take it off again
+        heads, kv_seq = scores.shape[-3], scores.shape[-1]
+        extra = sink.reshape(heads, 1, 1).expand(scores.shape[0], heads, scores.shape[2], 1)
+        return torch.cat([scores, extra], dim=-1).softmax(-1)[..., :kv_seq]
+        """,
+    )
+    return paper.bytes()
+
+
 # -------------------------------------------------------------------------------------------------- the class
 
 
@@ -546,9 +563,11 @@ CLASS = (
     Entry("s001", ADDITIVE, "Everything right, as the reference has it.", lambda: solved(ADDITIVE).bytes(), 32),
     Entry("s001", SCALED, "Everything right, as the reference has it.", lambda: solved(SCALED).bytes(), 26),
     Entry("s001", POSITIONS, "Everything right, as the reference has it.", lambda: solved(POSITIONS).bytes(), 48),
+    Entry("s001", HEADS, "Everything right, as the reference has it.", lambda: solved(HEADS).bytes(), 62),
     Entry("s002", ADDITIVE, "Everything right, in other ways.", lambda: with_alternatives(ADDITIVE).bytes(), 32),
     Entry("s002", SCALED, "Everything right, in other ways.", lambda: with_alternatives(SCALED).bytes(), 26),
     Entry("s002", POSITIONS, "Everything right, in other ways.", lambda: with_alternatives(POSITIONS).bytes(), 48),
+    Entry("s002", HEADS, "Everything right, in other ways.", lambda: with_alternatives(HEADS).bytes(), 62),
     Entry(
         "s003",
         ADDITIVE,
@@ -610,6 +629,43 @@ CLASS = (
             "shaw_relative_attention": failed(1.4286, "aligned_top_left"),
             "t5_relative_buckets": failed(1.1429, "aligned_top_left"),
             "alibi_bias": failed(2.5, "aligned_top_left"),
+        },
+    ),
+    Entry(
+        "s004",
+        HEADS,
+        "Cuts heads by a bare reshape, and everything that splits heads suffers.",
+        lambda: with_slips(HEADS, split_heads="reshape_without_transpose").bytes(),
+        28.8111,
+        {
+            "split_heads": failed(0, "reshape_without_transpose"),
+            "MultiHeadAttention": failed(0),
+            "GroupedQueryAttention": failed(0.7),
+            "decode_step": failed(1.1111),
+            "TalkingHeadsAttention": failed(0),
+            "MultiHeadLatentAttention": failed(0),
+        },
+    ),
+    Entry(
+        "s006",
+        HEADS,
+        "Leaves the decoder out; one answer forgets the mask.",
+        without_a_decoder,
+        55.5,
+        {"decode_step": NOT_ATTEMPTED, "sink_softmax": failed(2.5)},
+    ),
+    Entry(
+        "s007",
+        HEADS,
+        "Right values at the wrong price: copies keys and values for every head, joins the cache anew for every token.",
+        lambda: with_slips(
+            HEADS, GroupedQueryAttention="keys_repeated", KVCache="joined_anew", softcap="clamped"
+        ).bytes(),
+        57.6,
+        {
+            "GroupedQueryAttention": failed(5.6, "keys_repeated"),
+            "KVCache": failed(4, "joined_anew"),
+            "softcap": failed(0, "clamped"),
         },
     ),
     Entry(
