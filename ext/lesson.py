@@ -467,10 +467,14 @@ def _check_shapes(kind: str, data: dict[str, Any]) -> None:
     elif kind == FRAMES:
         if data.setdefault("kind", "line") not in ("line", "bar"):
             raise ValueError(f'frames are "line" or "bar", not {data["kind"]!r}')
+        if data.setdefault("scale", "linear") not in ("linear", "log"):
+            raise ValueError(f'the scale of frames is "linear" or "log", not {data["scale"]!r}')
         for frame in data["frames"]:
             for series in frame["series"]:
                 what = f"frame {frame['name']!r}, {series['name']!r}: values and x"
                 _same(len(series["values"]), len(data["x"]), what)
+                if data["scale"] == "log" and any(value is not None and value <= 0 for value in series["values"]):
+                    raise ValueError(f"{what.removesuffix(' and x')}: a logarithmic scale shows positive numbers only")
     elif kind == STEPPER:
         for step in data["steps"]:
             if not {"title", "text"} <= step.keys():
@@ -555,7 +559,7 @@ def _fallback(kind: str, data: dict[str, Any], label: str, alt: str) -> str:
             axes.plot(places, values, label=series["name"])
     ticks = np.unique(np.linspace(0, len(data["x"]) - 1, 6).round().astype(int))
     axes.set_xticks(ticks, [str(data["x"][k]) for k in ticks])
-    axes.set(xlabel=data.get("x_title", ""), ylabel=data.get("y_title", ""), title=frame["name"])
+    axes.set(xlabel=data.get("x_title", ""), ylabel=data.get("y_title", ""), title=frame["name"], yscale=data["scale"])
     axes.legend()
     return _svg(fig, f"{label}-static", alt)
 

@@ -381,6 +381,25 @@ def test_frames_step_and_are_read_off(browser: Browser, bench: str) -> None:
 
 
 @needs_chromium
+def test_bars_on_a_logarithmic_scale_are_all_seen(browser: Browser, site: str) -> None:
+    """The cache of nine models: every bar has a height at every length, every model its name, one decade one step."""
+    with _visit(browser, site, "chapters/multi_head/lesson.html") as page:
+        box = page.locator("aid-frames").filter(has=page.get_by_label("read off at model"))
+        lengths = int(box.get_by_role("slider", name="length").get_attribute("max") or 0)
+        names = box.locator("svg text[transform*='rotate(-35)']").all_text_contents()
+        assert len(names) == 9 and len(set(names)) == 9
+        box.get_by_role("slider", name="length").focus()
+        grew = []
+        for _ in range(lengths):
+            heights = [float(bar.get_attribute("height") or 0) for bar in box.locator("svg rect").all()]
+            assert len(heights) == 18 and min(heights) > 1
+            page.keyboard.press("ArrowRight")
+            after = [float(bar.get_attribute("height") or 0) for bar in box.locator("svg rect").all()]
+            grew.append({round(b - a, 1) for a, b in zip(heights, after, strict=True)})
+        assert all(len(steps) == 1 for steps in grew), "on this scale the same factor is the same height for all"
+
+
+@needs_chromium
 def test_masks_combine_as_the_course_defines_them(browser: Browser, bench: str) -> None:
     with _visit(browser, bench, "") as page:
         box = page.locator("aid-mask")

@@ -136,6 +136,11 @@ def test_widgets_refuse_data_that_would_fail_in_the_browser(page):
     wrong = {**WIDGETS["matrix"], "columns": ["x", "y"]}
     with pytest.raises(ValueError, match="differ in number"):
         widget("matrix", wrong, label="additive-x", alt="one two three")
+    with pytest.raises(ValueError, match='"linear" or "log"'):
+        widget("frames", {**WIDGETS["frames"], "scale": "root"}, label="additive-x", alt="one two three")
+    zero = {"x": [1], "scale": "log", "frames": [{"name": "f", "series": [{"name": "w", "values": [0.0]}]}]}
+    with pytest.raises(ValueError, match="'w': values: a logarithmic scale"):
+        widget("frames", zero, label="additive-x", alt="one two three")
 
 
 def test_seeded_fixes_every_source_of_chance():
