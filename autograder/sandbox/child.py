@@ -33,6 +33,8 @@ def warm_up() -> None:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
+    from autograder.sandbox.cells import Transformer
+
     torch.set_num_threads(1)
     settings = Config()
     settings.HistoryManager.enabled = False  # its writer is a thread, and a thread does not survive a fork
@@ -40,6 +42,9 @@ def warm_up() -> None:
     settings.InteractiveShell.colors = "nocolor"
     settings.InteractiveShell.xmode = "Minimal"
     _shell = InteractiveShell.instance(config=settings)
+    _shell.input_transformer_manager = Transformer()
+    # What is shown goes nowhere, and a traceback is costly to draw.
+    _shell.showtraceback = _shell.showsyntaxerror = lambda *arguments, **options: None
     # Nothing can be installed, started or shown in the jail. A cell that tries goes on with its other lines.
     _shell.system = _shell.getoutput = lambda *command, **options: None
     for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
