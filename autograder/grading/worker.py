@@ -46,3 +46,4 @@ def settle(slug: str) -> None:
     shelf(slug)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
