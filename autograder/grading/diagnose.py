@@ -107,16 +107,17 @@ def _answers_so(exercise: Exercise, answer: Answer, verdict: Verdict) -> bool | 
     exchanges = verdict.journal.exchanges
     if exchanges is None or len(exchanges) != len(verdict.journal.entries):
         return None
-    student = Student(Direct(namespace_with(exercise.slug, answer)))
-    student.journal = Journal(_Following(verdict.journal.entries))
+    bench = Direct(namespace_with(exercise.slug, answer))
+    student = Student(bench)
     same = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for request, reply in exchanges:
-            try:
-                same &= _same_reply(student.repeat(request), reply)
-            except _Differs:
-                return False
+        for (request, reply), entry in zip(exchanges, verdict.journal.entries, strict=True):
+            own = bench.request(request)
+            if not _same_reply(own, reply):
+                same = False
+                if not _same_entry(student.entry(own), entry):
+                    return False
     return True if same else None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -210,12 +209,14 @@ class Student:
         except Exception:
             raise Crashed("its process sent an answer that is none") from None
 
-    def repeat(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request of an earlier journal again, and enter what comes back; the reply as it came."""
-        reply = self._transport.request(request)
-        with suppress(StudentError):
-            self._read(request, lambda: reply)
-        return reply
+    def entry(self, reply: dict[str, Any]) -> tuple[str, Any]:
+        """What a journal holds of a reply."""
+        noted = Journal()
+        try:
+            noted.note(self._understood(reply))
+        except StudentError as error:
+            noted.note_error(error)
+        return noted.entries[0]
 
     def _read(self, message: dict[str, Any], request: Callable[[], dict[str, Any]]) -> Any:
         try:
