@@ -112,7 +112,7 @@ def _write_json_list(path: Path | None, entries: Iterable[Any]) -> None:
         with path.open("w", encoding="utf-8") as file:
             separator = "["
             for entry in entries:
-                file.write(f"{separator}\n{json.dumps(entry, indent=1, ensure_ascii=False)}")
+                file.write(f"{separator}\n{json.dumps(entry, ensure_ascii=False)}")
                 separator = ","
             file.write("[]\n" if separator == "[" else "\n]\n")
 

@@ -270,7 +270,7 @@ class Bench:
             started = [
                 subprocess.Popen(
                     [*command, "--role", f"bare {index}/{processes}", "--class", str(self.long), "--json", str(report)],
-                    env=_environment() | {"ATTN_SECRET_FILE": str(self.secret)},
+                    env=_environment() | {"ATTN_SECRET_FILE": str(self.secret), "OPENBLAS_NUM_THREADS": "1"},
                 )
                 for index, report in enumerate(reports)
             ]

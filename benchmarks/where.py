@@ -22,7 +22,7 @@ from autograder.authoring.build import build
 from autograder.grading import diagnose, judge, record
 from autograder.grading.record import Recorder
 from autograder.grading.secret import course_secret
-from autograder.grading.suite import suite
+from autograder.grading.worker import settle
 from autograder.sandbox.session import Session
 
 PARTS = {
@@ -121,7 +121,7 @@ def profile(students: list[Path], slug: str, warm: int) -> dict[str, Any]:
     child_clocks(Session._run_cells, Session._end)
     build(slug)
     secret, counted = course_secret(), students[warm:]
-    suite(slug)
+    settle(slug)
     keeper = _keeper()
     with Recorder(course.COURSE) as recorder:
         for number, student in enumerate(students):

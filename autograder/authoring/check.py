@@ -9,7 +9,6 @@ notebook too, among the examples and the other answers.
 from __future__ import annotations
 
 import ast
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from autograder.course import Exercise
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
 from autograder.grading.suite import Verdict, seed_of, suite
+from autograder.grading.worker import begin, settle
 from autograder.sandbox.session import Session
 
 MARGIN = 2.0
@@ -139,9 +139,7 @@ def check(
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that are stopped in the middle of their work when the block is left by an exception."""
-    # Ctrl-C reaches every process of a terminal; ours are stopped here, and so need no word of it.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, quiet)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin)
     try:
         yield pool
     except BaseException:
@@ -191,6 +189,7 @@ def notebook_problems(slug: str) -> list[str]:
 
 def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
     """Judge one exercise: every answer on the shelf, over several seeds."""
+    settle(slug)
     exercise = next(e for e in course.sheet(slug).exercises if e.name == name)
     found = ExerciseCheck(exercise.id, exercise.points)
     found.problems += _static_problems(exercise)

@@ -12,7 +12,7 @@ import builtins
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 BARE = ("exec", "eval", "compile", "__import__", "get_ipython", "globals", "vars", "locals")
@@ -102,101 +102,169 @@ class Reach:
     """Top-level names of a notebook: what each is bound to, and which library names it may be another word for."""
 
     def __init__(self, cells: Sequence[str], faulted: Collection[int]) -> None:
-        self.nodes: dict[str, list[ast.AST]] = defaultdict(list)
+        self.nodes: dict[str, list[_Statement]] = defaultdict(list)
         self.scope = _Scope(defaultdict(set))
         self.stars: list[str] = []
         self.everywhere: list[Finding] = []
-        self.patches: list[ast.AST] = []
-        self._walks: dict[int, list[tuple[ast.AST, _Scope]]] = {}
+        self.patches: list[_Statement] = []
         for index, source in enumerate(cells):
-            try:
-                tree = ast.parse(plain_python(source))
-            except (SyntaxError, ValueError):
-                continue  # what cannot be parsed cannot run either
-            except (RecursionError, MemoryError):  # but this may, with a higher limit
-                self.everywhere.append(Finding(UNREADABLE, 1))
-                continue
-            for node in ast.walk(tree):
-                self._import(node)
-                if isinstance(node, ast.Attribute) and node.attr in REWRITERS:
-                    self.everywhere.append(Finding(node.attr, node.lineno))
-            for statement in tree.body:  # a write into a library concerns every exercise of the notebook
-                if any(self._writes_into_a_library(node) for node in ast.walk(statement)):
+            cell = _cell(source)
+            self.everywhere += cell.findings
+            for imported in cell.imports:
+                self._import(imported)
+            for statement in cell.statements:  # a write into a library concerns every exercise of the notebook
+                if any(root in self.scope.aliases for root in statement.writes):
                     self.patches.append(statement)
-            for statement in tree.body:
+            for statement in cell.statements:
                 self._binding(statement, index in faulted)
+        self._meaning: _Meaning = frozenset((name, frozenset(values)) for name, values in self.scope.aliases.items())
 
-    def _import(self, node: ast.AST) -> None:
+    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         aliases = self.scope.aliases
         if isinstance(node, ast.Import):
             for alias in node.names:
                 bound = alias.asname or alias.name.partition(".")[0]
                 aliases[bound].add(alias.name if alias.asname else bound)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             for alias in node.names:
                 if alias.name == "*":
                     self.stars.append(node.module)
                 else:
                     aliases[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
 
-    def _writes_into_a_library(self, node: ast.AST) -> bool:
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            return _root(node) in self.scope.aliases
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr" and node.args:
-            return _root(node.args[0]) in self.scope.aliases
-        return False
-
-    def _binding(self, node: ast.stmt, faulted: bool) -> None:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+    def _binding(self, statement: _Statement, faulted: bool) -> None:
+        if isinstance(statement.node, _DEFINITIONS):
             if not faulted:  # a cell that broke off may never have come to this line, so what stood before may still
-                self.nodes[node.name].clear()
-            self.nodes[node.name].append(node)
-        elif not isinstance(node, (ast.Import, ast.ImportFrom)):
-            below = _direct(node)
-            passing = _loop_variables(below)
-            for child in [node, *below]:
-                for target, value in _assignments(child):
-                    self.scope.learn(target, value)
-                if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                    self.nodes[child.name].append(node)
-                elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child not in passing:
-                    self.nodes[child.id].append(node)
-                elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
-                    # `Class.method = …` and `module.name = …` belong to whatever the owner's name leads to.
-                    owner = _root(child)
-                    if owner is not None:
-                        self.nodes[owner].append(node)
+                self.nodes[statement.node.name].clear()
+            self.nodes[statement.node.name].append(statement)
+        else:
+            for target, value in statement.assignments:
+                self.scope.learn(target, value)
+            for name in statement.binds:
+                self.nodes[name].append(statement)
 
-    def reachable(self, name: str, judged: Collection[str] = ()) -> list[ast.AST]:
+    def reachable(self, name: str, judged: Collection[str] = ()) -> list[_Statement]:
         """Every top-level statement that the name leads to, but not by way of the names in ``judged``."""
         seen: set[str] = set(judged)
         walked: set[int] = set()
-        found: list[ast.AST] = []
+        found: list[_Statement] = []
         queue = [name]
         while queue:
             current = queue.pop()
             if current in seen:
                 continue
             seen.add(current)
-            for node in self.nodes.get(current, []):
-                if id(node) in walked:
+            for statement in self.nodes.get(current, []):
+                if id(statement) in walked:
                     continue
-                walked.add(id(node))
-                found.append(node)
-                for child, scope in self.walk(node):
-                    if isinstance(child, ast.Name) and child.id not in scope.hidden:
-                        queue.append(child.id)
+                walked.add(id(statement))
+                found.append(statement)
+                queue += self.read(statement).names
         return found
 
-    def walk(self, root: ast.AST) -> list[tuple[ast.AST, _Scope]]:
-        """Every node of a top-level statement with its scope; read once, because several exercises may lead to it."""
-        if id(root) not in self._walks:
-            self._walks[id(root)] = list(_scoped(root, self.scope))
-        return self._walks[id(root)]
+    def read(self, statement: _Statement) -> _Reading:
+        """A statement as this notebook's names give it its meaning."""
+        return statement.read(self.scope, self._meaning)
 
     def may_come_from_a_star(self, name: str) -> bool:
         """Whether a bare name is neither the notebook's own nor Python's."""
         return name not in self.nodes and name not in self.scope.aliases and not hasattr(builtins, name)
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_Meaning = frozenset[tuple[str, frozenset[str]]]
+
+
+class _Reading:
+    """A statement's nodes, each with its scope; the outer names that it uses; and what was found in it so far."""
+
+    def __init__(self, root: ast.AST, scope: _Scope) -> None:
+        self.walk = list(_scoped(root, scope))
+        outer = (node.id for node, within in self.walk if isinstance(node, ast.Name) and node.id not in within.hidden)
+        self.names = list(dict.fromkeys(outer))
+        self.findings: dict[tuple[str, ...], list[Finding]] = {}
+
+
+class _Statement:
+    """One top-level statement, and what can be said of it whatever the other cells of its notebook are."""
+
+    def __init__(self, node: ast.stmt) -> None:
+        self.node = node
+        self.writes = [root for child in ast.walk(node) if (root := _written(child)) is not None]
+        self.assignments: list[tuple[ast.expr, ast.expr]] = []
+        self.binds: list[str] = []
+        self._readings: dict[_Meaning, _Reading] = {}
+        if not isinstance(node, (*_DEFINITIONS, ast.Import, ast.ImportFrom)):
+            below = _direct(node)
+            passing = _loop_variables(below)
+            for child in [node, *below]:
+                self.assignments += _assignments(child)
+                self.binds += _bound(child) if child not in passing else []
+
+    def read(self, scope: _Scope, meaning: _Meaning) -> _Reading:
+        """Read the statement; once for all notebooks in which the same names mean the same."""
+        if meaning not in self._readings:
+            if len(self._readings) >= _MOST_READINGS:
+                self._readings.clear()
+            self._readings[meaning] = _Reading(self.node, scope)
+        return self._readings[meaning]
+
+
+_MOST_READINGS = 8
+
+
+def _written(node: ast.AST) -> str | None:
+    """The name on which an attribute is set."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return _root(node)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr" and node.args:
+        return _root(node.args[0])
+    return None
+
+
+def _bound(node: ast.AST) -> list[str]:
+    """The names that one node binds."""
+    if isinstance(node, _DEFINITIONS):
+        return [node.name]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        # `Class.method = …` and `module.name = …` belong to whatever the owner's name leads to.
+        owner = _root(node)
+        return [] if owner is None else [owner]
+    return []
+
+
+class _Cell:
+    """One cell, taken apart."""
+
+    def __init__(self, source: str) -> None:
+        self.imports: list[ast.Import | ast.ImportFrom] = []
+        self.findings: list[Finding] = []
+        self.statements: list[_Statement] = []
+        try:
+            tree = ast.parse(plain_python(source))
+        except (SyntaxError, ValueError):
+            return  # what cannot be parsed cannot run either
+        except (RecursionError, MemoryError):  # but this may, with a higher limit
+            self.findings.append(Finding(UNREADABLE, 1))
+            return
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self.imports.append(node)
+            elif isinstance(node, ast.Attribute) and node.attr in REWRITERS:
+                self.findings.append(Finding(node.attr, node.lineno))
+        self.statements = [_Statement(statement) for statement in tree.body]
+
+
+_remembered = lru_cache(maxsize=128)(_Cell)  # a class shares most of its cells: those given, and those still untouched
+
+
+def _cell(source: str) -> _Cell:
+    return _remembered(source) if len(source) <= _LONG else _Cell(source)
+
+
+_LONG = 10_000  # characters of a cell that is not remembered: a tree takes a hundred times the room of its text
 
 
 def _scoped(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
@@ -309,9 +377,9 @@ def _root(node: ast.AST) -> str | None:
 
 @cache
 def _transformer() -> Any:
-    from IPython.core.inputtransformer2 import TransformerManager
+    from autograder.sandbox.cells import Transformer
 
-    return TransformerManager()  # type: ignore[no-untyped-call]
+    return Transformer()
 
 
 def plain_python(source: str) -> str:
@@ -335,17 +403,26 @@ def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str], judged:
         forbids: dotted names (`torch.softmax`); one that starts with a dot is a method (`.softmax`).
         judged: other exercises that it may call and that answer for themselves.
     """
-    wanted = [*forbids, *EVERYWHERE]
+    wanted = (*forbids, *EVERYWHERE)
     findings = list(reach.everywhere)
-    for root in reach.reachable(exercise, judged):
-        findings += _findings(root, wanted, reach)
+    for statement in reach.reachable(exercise, judged):
+        findings += _findings(statement, wanted, reach)
     for statement in reach.patches:
-        findings += _findings(statement, forbids, reach)
+        findings += _findings(statement, tuple(forbids), reach)
     return findings
 
 
-def _findings(root: ast.AST, wanted: Sequence[str], reach: Reach) -> Iterator[Finding]:
-    for node, scope in reach.walk(root):
+def _findings(statement: _Statement, wanted: tuple[str, ...], reach: Reach) -> list[Finding]:
+    reading = reach.read(statement)
+    if reach.stars:  # what a bare name is depends on the whole notebook
+        return list(_found(reading, wanted, reach))
+    if wanted not in reading.findings:
+        reading.findings[wanted] = list(_found(reading, wanted, reach))
+    return reading.findings[wanted]
+
+
+def _found(reading: _Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[Finding]:
+    for node, scope in reading.walk:
         for name in _library_names(node, scope, reach):
             hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
             if hit is not None:

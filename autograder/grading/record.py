@@ -43,6 +43,7 @@ from autograder.reporting.graded import (
     Unreadable,
     annotate,
     dump,
+    json_lines,
     readable,
     released,
     restore,
@@ -127,7 +128,7 @@ def write_result(course: Path, result: SubmissionResult) -> Path:
     """Writes one result to the run log: whole or not at all, and on the disk when this returns."""
     path = result_path(course, result.assignment, result.student)
     with writing(path):
-        _replace(path, (json.dumps(result.as_json(), indent=1) + "\n").encode(), course, sync=True)
+        _replace(path, json_lines(result.as_json()).encode("utf-8", "replace"), course, sync=True)
     return path
 
 

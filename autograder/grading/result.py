@@ -14,7 +14,7 @@ Every outcome has one meaning:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
@@ -90,7 +90,8 @@ class SubmissionResult:
 
     def as_json(self) -> dict[str, Any]:
         """The dictionary that ``attn grade --json`` writes."""
-        return asdict(self)
+        exercises = [{**vars(each), "tests": [dict(vars(test)) for test in each.tests]} for each in self.exercises]
+        return {**vars(self), "exercises": exercises, "notes": list(self.notes), "basis": dict(self.basis)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SubmissionResult:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from bisect import insort
@@ -43,6 +41,7 @@ from autograder.grading.record import (
 )
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.grading.secret import course_secret
+from autograder.grading.worker import begin, settle
 
 TRIES = 3
 DESERTED_SECONDS = 60.0
@@ -348,6 +347,7 @@ def _work(
 ) -> tuple[SubmissionResult, int]:
     """One submission judged, and how many of its exercises were; runs in a worker."""
     with _one_at_a_time:  # a suite seats one submission, and a Dask worker may have many threads
+        settle(slug)
         result = judge_notebook(data, slug, student, secret=secret, known=known)
         kept = sum(any(exercise is other for other in known) for exercise in result.exercises)
         rests_on = basis(slug)
@@ -395,7 +395,7 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[_Crew]:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         # Fresh processes: a fork would copy this one's threads' locks and its open gradebook.
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin)
         pools.append(pool)
         return pool
 
@@ -409,19 +409,6 @@ def _executors(workers: int, scheduler: str | None) -> Iterator[_Crew]:
     finally:
         for pool in pools:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin() -> None:
-    """Make a fresh worker leave Ctrl-C to its parent, and end when that is killed: nobody else would end it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

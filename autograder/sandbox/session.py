@@ -245,9 +245,16 @@ class _Watched:
     def __init__(self, connection: socket.socket, check: Callable[[], None]) -> None:
         self._connection, self._check = connection, check
         self._patience, self._next = 0.02, 0.0
+        self._ahead = b""  # most replies are short, and come with their length in one piece
 
     def recv(self, count: int) -> bytes:
         """Bytes as they come. The clock decides when to check, not silence: drops that never end are a way to hang."""
+        if not self._ahead:
+            self._ahead = self._more(max(count, 1 << 14))
+        given, self._ahead = self._ahead[:count], self._ahead[count:]
+        return given
+
+    def _more(self, count: int) -> bytes:
         while True:
             ready = select.select([self._connection], [], [], self._patience)[0]
             now = time.monotonic()

@@ -21,6 +21,7 @@ from autograder.sandbox.protocol import Encoder, Handle, builtin_bases, decode
 from autograder.sandbox.workbench import Workbench
 
 SAMPLE = 2**16  # elements of an array that a journal keeps
+KEPT = 2**20  # bytes of arrays in the exchanges that a journal keeps
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,37 @@ class Journal:
     """Every call of one test and what came back, for the search of the mistake behind a failure.
 
     Of large arrays a sample is kept: enough to tell answers apart, and replays of many mistakes fit into memory.
+    ``exchanges`` are the requests and replies themselves, from which the calls can be repeated without the test; None
+    where they cannot: a trace's reply also says what the call has cost, and large arrays are not kept.
     """
 
     entries: list[tuple[str, Any]] = field(default_factory=list)
+    exchanges: list[tuple[dict[str, Any], dict[str, Any]]] | None = field(default_factory=list)
+    _bytes: int = 0
 
     def note(self, value: Any) -> None:
         """Enter a value that came back."""
         self.entries.append(("value", _sample(value)))
+
+    def keep(self, request: dict[str, Any], reply: dict[str, Any]) -> None:
+        """Keep one exchange, if it can be repeated."""
+        if self.exchanges is None:
+            return
+        self._bytes += sum(map(_array_bytes, (request["arguments"], reply.get("value"))))
+        if request["op"] == "trace" or self._bytes > KEPT:
+            self.exchanges = None
+        else:
+            self.exchanges.append((request, reply))
+
+    def note_error(self, error: StudentError) -> None:
+        """Enter an error that came back, or that came instead."""
+        bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
+        self.entries.append(("error", f"{error.outcome}:{bases}"))
+
+
+def _array_bytes(encoded: Any) -> int:
+    arrays = [encoded.get(kind) for kind in ("numpy", "torch")] if isinstance(encoded, dict) else []
+    return sum(len(array) for array in arrays if isinstance(array, bytes))
 
 
 def _sample(value: Any) -> Any:
@@ -152,21 +177,23 @@ class Student:
     # What follows is shared with the handles of modules.
 
     def _ask(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> Any:
-        message = {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": self._seed}
-        return self._read(lambda: self._transport.request(message))
+        message = self._message(op, target, args, kwargs)
+        return self._read(message, lambda: self._transport.request(message))
+
+    def _message(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> dict[str, Any]:
+        return {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": self._seed}
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
-        arguments = _Arguments().encode((args, kwargs))
+        message = self._message("trace", target, args, kwargs)
         readings: list[Reading] = []
 
         def measured() -> dict[str, Any]:
-            message = {"op": "trace", **target, "arguments": arguments, "seed": self._seed}
             reply, reading = self._transport.measure(message)
             readings.append(reading)
             return reply
 
         # One call for all readings: of two, the second could be answered from what the first left behind.
-        cost = self._read(measured)
+        cost = self._read(message, measured)
         try:
             peak = int(cost["peak_bytes"])
             return Trace(
@@ -182,14 +209,23 @@ class Student:
         except Exception:
             raise Crashed("its process sent an answer that is none") from None
 
-    def _read(self, request: Callable[[], dict[str, Any]]) -> Any:
+    def entry(self, reply: dict[str, Any]) -> tuple[str, Any]:
+        """What a journal holds of a reply."""
+        noted = Journal()
+        try:
+            noted.note(self._understood(reply))
+        except StudentError as error:
+            noted.note_error(error)
+        return noted.entries[0]
+
+    def _read(self, message: dict[str, Any], request: Callable[[], dict[str, Any]]) -> Any:
         try:
             reply = request()
             self._seed = None  # the first call has planted it
+            self.journal.keep(message, reply)
             value = self._understood(reply)
         except StudentError as error:
-            bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
-            self.journal.entries.append(("error", f"{error.outcome}:{bases}"))
+            self.journal.note_error(error)
             raise
         self.journal.note(value)
         return value

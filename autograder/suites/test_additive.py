@@ -158,37 +158,37 @@ def test_additive_scores_with_two_leading_axes_and_strides(student, rng):
 
 @hidden("additive_scores", kind="cost", weight=2, hint="Broadcasting visits all pairs at once, without `for`.")
 def test_additive_scores_do_not_loop_over_positions(student, rng):
-    """About as many Python steps for 160 queries and 200 keys as for 4 and 5."""
+    """About as many Python steps for 160 queries, or for 200 keys, as for 4 and 5."""
     w_q, w_k, v = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
     steps = []
-    for factor in (1, 40):
-        queries, keys = rng.normal(size=(4 * factor, 3)), rng.normal(size=(5 * factor, 3))
+    for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200)):
+        queries, keys = rng.normal(size=(q_seq, 3)), rng.normal(size=(kv_seq, 3))
         trace = student.trace("additive_scores", queries, keys, w_q, w_k, v)
-        if factor == 1:
-            close(trace.result, additive_by_loops(queries, keys, w_q, w_k, v), what="additive scores")
+        expected = np.tanh((queries @ w_q)[:, None] + keys @ w_k) @ v
+        close(trace.result, expected, what="additive scores")
         steps.append(trace.steps)
-    at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+    at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_queries():
-        queries, keys = rng.random((50_000, 3)), rng.random((2, 3))
+        queries, keys = rng.random((12_500, 3)), rng.random((2, 3))
         trace = student.trace("additive_scores", queries, keys, w_q, w_k, v)
         some = rng.choice(len(queries), 8)
         close(trace.result[some], additive_by_loops(queries[some], keys, w_q, w_k, v), what="additive scores")
         return trace.outside_seconds
 
-    at_most_seconds(on_many_queries, 0.07, what="CPU time for 50,000 queries")
+    at_most_seconds(on_many_queries, 0.02, what="CPU time for 12,500 queries")
 
 
 @hidden("additive_scores", kind="cost", weight=1, hint="How often does one token meet its projection matrix?")
 def test_additive_scores_project_each_token_once(student, rng):
     """Apart from the hidden layer of all pairs nothing of that size is formed: pairs are made after projecting."""
-    queries, keys = rng.normal(size=(256, 120)), rng.normal(size=(240, 130))
-    w_q, w_k, v = rng.normal(size=(120, 4)) / 10, rng.normal(size=(130, 4)) / 10, rng.normal(size=4)
+    queries, keys = rng.normal(size=(192, 120)), rng.normal(size=(180, 130))
+    w_q, w_k, v = rng.normal(size=(120, 2)) / 10, rng.normal(size=(130, 2)) / 10, rng.normal(size=2)
     trace = student.trace("additive_scores", queries, keys, w_q, w_k, v)
     expected = np.tanh((queries @ w_q)[:, None] + (keys @ w_k)[None]) @ v
     close(trace.result, expected, what="additive scores")
-    at_most(trace.peak_bytes, 16 * MIB, what="bytes in use at the same time")
-    at_most(trace.outside_bytes, 48 * MIB, what="growth of the process")
+    at_most(trace.peak_bytes, 8 * MIB, what="bytes in use at the same time")
+    at_most(trace.outside_bytes, 24 * MIB, what="growth of the process")
 
 
 # --- bilinear_scores -------------------------------------------------------------------------------------------------
@@ -245,21 +245,21 @@ def test_bilinear_scores_with_two_leading_axes_and_strides(student, rng):
 def test_bilinear_scores_do_not_loop(student, rng):
     """About as many Python steps for forty times as many examples, queries and keys."""
     w, steps = rng.normal(size=(3, 2)), []
-    for factor in (1, 40):
-        queries, keys = rng.normal(size=(3 * factor, 2 * factor, 3)), rng.normal(size=(3 * factor, factor, 2))
+    for batch, q_seq, kv_seq in ((3, 2, 1), (120, 2, 1), (3, 80, 1), (3, 2, 40)):
+        queries, keys = rng.normal(size=(batch, q_seq, 3)), rng.normal(size=(batch, kv_seq, 2))
         trace = student.trace("bilinear_scores", queries, keys, w)
         close(trace.result, np.einsum("bqi,ij,bkj->bqk", queries, w, keys), what="bilinear scores")
         steps.append(trace.steps)
-    at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+    at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_examples():
-        queries, keys = rng.random((50_000, 1, 3)), rng.random((50_000, 1, 2))
+        queries, keys = rng.random((20_000, 1, 3)), rng.random((20_000, 1, 2))
         trace = student.trace("bilinear_scores", queries, keys, w)
         some = rng.choice(len(queries), 8)
         close(trace.result[some], bilinear_by_loops(queries[some], keys[some], w), what="bilinear scores")
         return trace.outside_seconds
 
-    at_most_seconds(on_many_examples, 0.04, what="CPU time for 50,000 examples")
+    at_most_seconds(on_many_examples, 0.018, what="CPU time for 20,000 examples")
 
 
 @hidden(
@@ -267,11 +267,11 @@ def test_bilinear_scores_do_not_loop(student, rng):
 )
 def test_bilinear_scores_form_nothing_larger_than_the_scores(student, rng):
     """No array over queries, keys and features at once is formed."""
-    queries, keys, w = rng.normal(size=(500, 60)), rng.normal(size=(480, 50)), rng.normal(size=(60, 50)) / 50
+    queries, keys, w = rng.normal(size=(256, 60)), rng.normal(size=(240, 50)), rng.normal(size=(60, 50)) / 50
     trace = student.trace("bilinear_scores", queries, keys, w)
-    close(trace.result, np.einsum("qj,kj->qk", queries @ w, keys), what="bilinear scores")
-    at_most(trace.peak_bytes, 12 * MIB, what="bytes in use at the same time")
-    at_most(trace.outside_bytes, 48 * MIB, what="growth of the process")
+    close(trace.result, (queries @ w) @ keys.T, what="bilinear scores")
+    at_most(trace.peak_bytes, 6 * MIB, what="bytes in use at the same time")
+    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process")
 
 
 # --- attend ----------------------------------------------------------------------------------------------------------
@@ -514,16 +514,16 @@ def test_additive_attention_does_not_loop_over_positions(student, rng):
     """About as many Python steps for forty times as many queries and keys."""
     module, state = loaded(student, rng, 3, 3, 4)
     steps = []
-    for factor in (1, 40):
-        inputs = tensor(rng, 2, 4 * factor, 3), tensor(rng, 2, 5 * factor, 3), tensor(rng, 2, 5 * factor, 3)
-        lengths = torch.tensor([5 * factor, 3 * factor])
+    for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200)):
+        inputs = tensor(rng, 2, q_seq, 3), tensor(rng, 2, kv_seq, 3), tensor(rng, 2, kv_seq, 3)
+        lengths = torch.tensor([kv_seq, 3 * kv_seq // 5])
         trace = module.trace(*inputs, lengths)
         same_pair(trace.result, additive_attention(*inputs, *state, lengths), "of a traced call")
         steps.append(trace.steps)
-    at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+    at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_queries():
-        queries, keys, values = tensor(rng, 1, 5_000, 3), tensor(rng, 1, 2, 3), tensor(rng, 1, 2, 3)
+        queries, keys, values = tensor(rng, 1, 2_500, 3), tensor(rng, 1, 2, 3), tensor(rng, 1, 2, 3)
         trace = module.trace(queries, keys, values)
         context, weights = two(trace.result, "the context", "the weights")
         some = torch.from_numpy(rng.choice(queries.shape[1], 8))
@@ -531,7 +531,7 @@ def test_additive_attention_does_not_loop_over_positions(student, rng):
         same_pair(found, additive_attention(queries[:, some], keys, values, *state), "for many queries")
         return trace.outside_seconds
 
-    at_most_seconds(on_many_queries, 0.07, what="CPU time for 5,000 queries")
+    at_most_seconds(on_many_queries, 0.035, what="CPU time for 2,500 queries")
 
 
 # --- BahdanauDecoderStep ---------------------------------------------------------------------------------------------
