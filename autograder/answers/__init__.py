@@ -63,14 +63,8 @@ def shelf(slug: str) -> Shelf:
 @cache
 def _reference(slug: str) -> tuple[ModuleType, dict[str, str]]:
     module = importlib.import_module(f"solutions.{slug}")
-    text = inspect.getsource(module)
-    lines = text.splitlines(keepends=True)
-    sources = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            sources[node.name] = "".join(lines[first - 1 : node.end_lineno])
-    return module, sources
+    cut = definitions(inspect.getsource(module))
+    return module, {name: definition.source for name, definition in cut.items()}
 
 
 def reference_source(slug: str, name: str) -> str:
