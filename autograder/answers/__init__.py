@@ -17,6 +17,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
+from autograder.course import definitions
+
 T = TypeVar("T", bound=Callable[..., Any] | type)
 
 

@@ -8,6 +8,7 @@ replay runs in this process, where nothing could end it, so no test is replayed 
 from __future__ import annotations
 
 import importlib
+import linecache
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import CodeType
@@ -36,7 +37,9 @@ def namespace_with(slug: str, answer: Answer) -> dict[str, Any]:
 @cache
 def _compiled(answer: Answer) -> CodeType:
     source = "from __future__ import annotations\n" + answer.source
-    return compile(source, f"<{answer.exercise}: {answer.name}>", "exec")
+    place = f"<{answer.exercise}: {answer.name}>"
+    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)  # Triton reads its kernels
+    return compile(source, place, "exec")
 
 
 def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callable[[str], int]) -> Answer | None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from autograder.sandbox.errors import Crashed, NotAttempted, OutOfMemory, Raised, StudentError
+from autograder.sandbox.kernels import WORDS
 from autograder.sandbox.protocol import Encoder, Handle, builtin_bases, decode
 from autograder.sandbox.workbench import Workbench
 
@@ -70,8 +71,9 @@ class Trace:
     """What one call cost.
 
     ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
-    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations. These are counted inside, so
-    a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
+    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``launches`` of Triton
+    kernels, ``programs`` of all launches, and ``products`` of tiles in them. These are counted inside, so a submission
+    can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
     memory (``peak_bytes`` where there is no process), and ``outside_seconds``, CPU time of the call.
     """
 
@@ -81,6 +83,9 @@ class Trace:
     largest: int
     flops: int
     calls: tuple[str, ...]
+    launches: int
+    programs: int
+    products: int
     outside_bytes: int
     outside_seconds: float
 
@@ -176,6 +181,9 @@ class Student:
                 largest=int(cost["largest"]),
                 flops=int(cost["flops"]),
                 calls=tuple(str(name) for name in cost["calls"]),
+                launches=int(cost["launches"]),
+                programs=int(cost["programs"]),
+                products=int(cost["products"]),
                 outside_bytes=peak if readings[0].bytes is None else readings[0].bytes,
                 outside_seconds=readings[0].seconds,
             )
@@ -188,7 +196,7 @@ class Student:
             self._seed = None  # the first call has planted it
             value = self._understood(reply)
         except StudentError as error:
-            bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
+            bases = f"{error.bases[0]} {error.says}" if isinstance(error, Raised) and error.bases else ""
             self.journal.entries.append(("error", f"{error.outcome}:{bases}"))
             raise
         self.journal.note(value)
@@ -290,4 +298,5 @@ def _error(error: dict[str, Any]) -> StudentError:
         bases,
         cell if isinstance(cell, int) else None,
         line if isinstance(line, int) else None,
+        WORDS.get(str(error.get("word")), ""),
     )
