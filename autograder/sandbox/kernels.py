@@ -7,7 +7,7 @@ before. To the interpreter it adds what a grader needs:
   memory, or ends the process;
 * memory that nobody has written holds NaN, so that what a kernel leaves out is seen, and is the same on every run;
 * a product of bfloat16 is an error; left alone, it is wrong without a word;
-* launches, programs and products are counted;
+* launches, programs and multiplications are counted;
 * the language is patched once a launch, and no longer once a call of a device function: that took a third of the time.
 
 What is counted here is counted inside, so a submission could lie about it. Suites put values beside it that only come
@@ -53,11 +53,11 @@ class BfloatError(TypeError):
 
 @dataclass
 class Meter:
-    """What ran while it was open: kernels launched, programs of all launches, and calls of ``tl.dot``."""
+    """What ran while it was open: kernels launched, programs of all launches, multiplications in ``tl.dot``."""
 
     launches: int = 0
     programs: int = 0
-    products: int = 0
+    multiplications: int = 0
 
 
 _meter = Meter()
@@ -86,10 +86,15 @@ def word_of(error: BaseException) -> str:
     return str(error.args[0]) if isinstance(error, (OutsideError, BfloatError)) else ""
 
 
+def among(namespace: Mapping[str, Any]) -> bool:
+    """Whether a namespace holds kernels."""
+    return any(type(value).__module__.startswith("triton.runtime") for value in namespace.values())
+
+
 @contextmanager
 def poisoned(namespace: Mapping[str, Any]) -> Iterator[None]:
     """Fill new memory with NaN while a notebook that holds kernels is asked for something."""
-    if not any(type(value).__module__.startswith("triton.runtime") for value in namespace.values()):
+    if not among(namespace):
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -159,7 +164,7 @@ def _install() -> None:
     def product(self: Any, a: Any, b: Any, *rest: Any, run: Any = builder.create_dot) -> Any:
         if tl.bfloat16 in (a.dtype.scalar, b.dtype.scalar):
             raise BfloatError
-        _meter.products += 1
+        _meter.multiplications += int(a.data.size * b.data.shape[-1])
         return run(self, a, b, *rest)
 
     def patch(function: Any, run: Any = interpreter._patch_lang) -> Any:

@@ -72,8 +72,8 @@ class Trace:
 
     ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
     tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``launches`` of Triton
-    kernels, ``programs`` of all launches, and ``products`` of tiles in them. These are counted inside, so a submission
-    can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
+    kernels, ``programs`` of all launches, and ``multiplications`` in their products of tiles. These are counted inside,
+    so a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
     memory (``peak_bytes`` where there is no process), and ``outside_seconds``, CPU time of the call.
     """
 
@@ -85,7 +85,7 @@ class Trace:
     calls: tuple[str, ...]
     launches: int
     programs: int
-    products: int
+    multiplications: int
     outside_bytes: int
     outside_seconds: float
 
@@ -183,7 +183,7 @@ class Student:
                 calls=tuple(str(name) for name in cost["calls"]),
                 launches=int(cost["launches"]),
                 programs=int(cost["programs"]),
-                products=int(cost["products"]),
+                multiplications=int(cost["multiplications"]),
                 outside_bytes=peak if readings[0].bytes is None else readings[0].bytes,
                 outside_seconds=readings[0].seconds,
             )

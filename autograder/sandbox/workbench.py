@@ -219,7 +219,7 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
         "calls": sorted(recorder.calls),
         "launches": meter.launches,
         "programs": meter.programs,
-        "products": meter.products,
+        "multiplications": meter.multiplications,
     }
 
 
