@@ -164,11 +164,12 @@ def _exercise(slug: str, metadata: dict[str, Any], cells: tuple[Cell, ...], plac
 
 @dataclass(frozen=True)
 class Definition:
-    """One top-level definition of a solutions module, cut out by its AST."""
+    """One top-level definition of a solutions module, cut out by its AST, with the kernels right above it."""
 
     name: str
     source: str
     node: ast.FunctionDef | ast.ClassDef
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,21 +197,49 @@ def solution(slug: str) -> SolutionModule:
         body = ast.parse(text).body
     except SyntaxError as error:
         raise CourseError(f"solutions/{slug}.py, line {error.lineno}: {error.msg}") from None
-    lines = text.splitlines(keepends=True)
     graded = {exercise.name for exercise in sheet(slug).exercises}
-    definitions: dict[str, Definition] = {}
-    shared: list[str] = []
-    for node in body:
-        decorators = getattr(node, "decorator_list", [])
-        first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-        source = "".join(lines[first - 1 : node.end_lineno])
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in graded:
-            definitions[node.name] = Definition(node.name, source, node)
-        elif not _is_docstring(node) and not _is_future(node) and not _is_dunder_all(node):
-            shared.append(source.rstrip("\n"))
-    for name in graded - definitions.keys():
+    found = definitions(text)
+    taken = {name: found[name] for name in graded & found.keys()}
+    for name in graded - found.keys():
         raise CourseError(f"solutions/{slug}.py defines no {name}, which chapters/{slug}/exercises.md asks for")
-    return SolutionModule(slug, text, "\n".join(shared), definitions)
+    own = graded | {kernel for definition in taken.values() for kernel in definition.kernels}
+    shared = [
+        _source(node, text)
+        for node in body
+        if getattr(node, "name", None) not in own
+        and not (_is_docstring(node) or _is_future(node) or _is_dunder_all(node))
+    ]
+    return SolutionModule(slug, text, "\n".join(shared), taken)
+
+
+def definitions(text: str) -> dict[str, Definition]:
+    """Every top-level function and class of a module by its name, cut out of the text.
+
+    Kernels (functions decorated with ``triton.jit``) belong to the function that they stand right above.
+    """
+    lines = text.splitlines(keepends=True)
+    found: dict[str, Definition] = {}
+    kernels: list[ast.FunctionDef] = []
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            owned = () if is_kernel(node) else tuple(kernels)
+            source = "".join(lines[_first_line((*owned, node)[0]) - 1 : node.end_lineno])
+            found[node.name] = Definition(node.name, source, node, tuple(kernel.name for kernel in owned))
+        kernels = [*kernels, node] if isinstance(node, ast.FunctionDef) and is_kernel(node) else []
+    return found
+
+
+def is_kernel(node: ast.stmt) -> bool:
+    """Whether a definition is a function that Triton compiles."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in getattr(node, "decorator_list", []))
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
+def _source(node: ast.stmt, text: str) -> str:
+    return "\n".join(text.splitlines()[_first_line(node) - 1 : node.end_lineno])
 
 
 def _is_docstring(node: ast.stmt) -> bool:

@@ -11,13 +11,19 @@ Three ideas carry the whole file:
 * Tiles travel through tensor descriptors (the copy engine, on Hopper): rows past the end arrive as zeros, and are never
   written, so lengths that are no multiple of a tile need no masks on loads and stores.
 
-The kernels also run on a CPU, in Triton's interpreter, when TRITON_INTERPRET=1 is set before this module is imported.
+On a machine without a GPU the kernels run in Triton's interpreter, as they do anywhere when TRITON_INTERPRET=1 is set
+before Triton is imported.
 """
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -26,6 +32,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 UNBOUNDED = 1 << 30
 LOG2_E = math.log2(math.e)
 PAD = 128
+SMALLEST = {"BLOCK": 32, "STEP": 16}
 # Kernels may read a global only if it is a compile-time constant.
 FAR = tl.constexpr(UNBOUNDED)
 LN_2 = tl.constexpr(math.log(2))
@@ -37,18 +44,29 @@ LN_2 = tl.constexpr(math.log(2))
 
 @triton.jit
 def _vector_scale_kernel(x, out, factor, size, BLOCK: tl.constexpr):
+    """Program i writes out[at] = x[at] · factor for at = i · BLOCK … i · BLOCK + BLOCK − 1, as far as at < size.
+
+    Args:
+        x, out: pointers to the first of `size` elements, in one dtype.
+        factor: number.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + at, tl.load(x + at, mask=at < size) * factor, mask=at < size)
 
 
 def vector_scale(x, factor):
-    """x · factor, elementwise (Tillet et al. 2019, §3).
+    """x · factor, elementwise.
 
     Args:
         x: any shape, floating point.
         factor: Python number.
     Returns:
         The shape and dtype of x.
+    Source: Tillet et al. 2019 (Triton), §3.
+
+    Example:
+        >>> vector_scale(torch.tensor([1.0, -2.0]), 0.5)
+        tensor([ 0.5000, -1.0000])
     """
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -59,6 +77,11 @@ def vector_scale(x, factor):
 
 @triton.jit
 def _row_softmax_kernel(x, out, columns, BLOCK: tl.constexpr):
+    """Program i writes the softmax of row i, computed in float32; a row of nothing but −inf gives zeros.
+
+    Args:
+        x, out: pointers to contiguous rows of `columns` elements, columns <= BLOCK (a power of two).
+    """
     at = tl.program_id(0).to(tl.int64) * columns + tl.arange(0, BLOCK)
     inside = tl.arange(0, BLOCK) < columns
     row = tl.load(x + at, mask=inside, other=float("-inf")).to(tl.float32)
@@ -76,6 +99,11 @@ def row_softmax(x):
         x: (..., columns). A row of nothing but -inf gives weights 0.
     Returns:
         (..., columns), dtype of x.
+    Source: Milakov & Gimelshein 2018, §2 (safe softmax); Triton's fused softmax.
+
+    Example:
+        >>> row_softmax(torch.tensor([[0.0, math.log(3.0)]]))
+        tensor([[0.2500, 0.7500]])
     """
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -89,6 +117,14 @@ def row_softmax(x):
 @triton.jit
 def _scores_kernel(q, k, out, scale, q_seq, kv_seq, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
                    BLOCK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Program (i, j, h) writes tile (i, j) of head h: BLOCK queries times BLOCK keys, as far as they exist.
+
+    Args:
+        q, k, out: pointers to contiguous (heads, q_seq, HEAD_DIM), (heads, kv_seq, HEAD_DIM), (heads, q_seq, kv_seq).
+        scale: number.
+        DIM: power of two, at least HEAD_DIM and 16: the width of a tile.
+        PRECISION: input_precision of tl.dot.
+    """
     head = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -105,14 +141,19 @@ def _scores_kernel(q, k, out, scale, q_seq, kv_seq, HEAD_DIM: tl.constexpr, DIM:
 
 
 def scores_kernel(q, k, scale=None):
-    """q kᵀ · scale, one tile a program: the matrix that the kernels below never write (Vaswani et al. 2017, eq. 1).
+    """q kᵀ · scale, one tile a program: the matrix that the kernels below never write.
 
     Args:
-        q: (..., q_seq, head_dim).
+        q: (..., q_seq, head_dim), head_dim up to 128.
         k: (..., kv_seq, head_dim).
         scale: 1 / sqrt(head_dim) unless given.
     Returns:
         (..., q_seq, kv_seq), dtype of q.
+    Source: Vaswani et al. 2017, eq. 1.
+
+    Example:
+        >>> scores_kernel(torch.ones(1, 16), torch.ones(2, 16))
+        tensor([[4., 4.]])
     """
     _check(q, k)
     head_dim, q_seq, kv_seq = q.shape[-1], q.shape[-2], k.shape[-2]
@@ -177,22 +218,31 @@ def _tiles(rows, block=1):
 
 
 def autotune_space(head_dim, device, resident=1, bytes_per_element=2):
-    """Configurations worth timing: those whose tiles fit the shared memory of one program (Dao 2023, §3.3).
+    """Configurations worth timing: those whose tiles fit the shared memory of one program.
 
     A program keeps `resident` tiles of BLOCK rows and `num_stages` pairs of streamed tiles of STEP rows. A warpgroup
     (4 warps) per 64 rows keeps the accumulator in registers. With 8 warps one program fills a multiprocessor, and only
     a deeper pipeline hides its loads; several small programs hide each other's.
 
+    Candidates: BLOCK and STEP 64 or 128; BLOCK / 16 warps; 2 or 3 stages, with BLOCK = 128 only 3. Where nothing fits,
+    and for float32, the one configuration BLOCK 64, STEP 32, 4 warps, 1 stage.
+
     Args:
-        head_dim: 16 … 128.
-        device: torch device or its name, or shared-memory bytes per program. A CPU gets the interpreter's single one.
+        head_dim: 16 … 128; a row of a tile is as wide as the next power of two, at least 16.
+        device: torch device or its name, or shared-memory bytes per program. A CPU gets the interpreter's single one:
+            BLOCK 32, STEP 16, 4 warps, 1 stage.
         resident: tiles held for the whole program: 1 in the forward (q), 2 in each backward kernel.
         bytes_per_element: 2, or 4 for float32, whose threefold products need the registers of larger tiles.
     Returns:
         Non-empty list of triton.Config with BLOCK, STEP, num_warps, num_stages.
+    Source: Dao 2023 (FlashAttention-2), §3.3.
+
+    Example:
+        >>> [c.kwargs["STEP"] for c in autotune_space(64, 99 * 1024) if c.kwargs["BLOCK"] == 128]
+        [64]
     """
     if not isinstance(device, int) and torch.device(device).type == "cpu":
-        return [triton.Config({"BLOCK": 32, "STEP": 16}, num_warps=4, num_stages=1)]
+        return [triton.Config(dict(SMALLEST), num_warps=4, num_stages=1)]
     if not isinstance(device, int):
         device = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     row_bytes = _tile_dim(head_dim) * bytes_per_element
@@ -207,6 +257,7 @@ def _autotuned(own, streamed, resident, key=()):
     """Autotune a kernel that keeps the descriptors `own` (BLOCK rows) and streams `streamed` (STEP rows).
 
     The first call of each kind decides, for the life of the process: make it one of the size that matters.
+    Which configurations are timed says autotune_space; until that is written, one that fits everywhere has to do.
     """
 
     def shape_tiles(args):
@@ -220,10 +271,15 @@ def _autotuned(own, streamed, resident, key=()):
 
     def fitting(configs, args, **meta):
         base = args[own[0]].base
-        return hooked(autotune_space(meta["HEAD_DIM"], base.device, resident, base.element_size()))
+        try:
+            return hooked(autotune_space(meta["HEAD_DIM"], base.device, resident, base.element_size()))
+        except (NameError, NotImplementedError):
+            return configs[:1]
 
+    # A single configuration is never pruned, and the interpreter takes no more than one.
+    stages = (1,) if INTERPRETED else (1, 2)
     return triton.autotune(
-        hooked(autotune_space(64, "cpu" if INTERPRETED else 1 << 20, resident)),
+        hooked([triton.Config(dict(SMALLEST), num_warps=4, num_stages=n) for n in stages]),
         key=["ahead", "HEAD_DIM", "V_DIM", "PRECISION", *key],
         prune_configs_by=None if INTERPRETED else {"early_config_prune": fitting},
     )
@@ -231,7 +287,11 @@ def _autotuned(own, streamed, resident, key=()):
 
 @triton.jit
 def _visible(first, last, back, ahead, limit, STEP: tl.constexpr):
-    """Where the band of positions first … last begins, is seen whole by all of them, stops being so, and ends."""
+    """Where the band of positions first … last begins, is seen whole by all of them, stops being so, and ends.
+
+    Position p sees p − back … p + ahead, within 0 … limit − 1. The first three edges are multiples of STEP. Tiles from
+    the second to the third need no mask; nobody sees those before the first edge or from the fourth on.
+    """
     begin = tl.maximum(first - back, 0) // STEP * STEP
     end = tl.minimum(last + ahead + 1, limit)
     whole_begin = tl.minimum(tl.cdiv(tl.maximum(last - back, 0), STEP), tl.cdiv(tl.maximum(end, 0), STEP)) * STEP
@@ -239,9 +299,42 @@ def _visible(first, last, back, ahead, limit, STEP: tl.constexpr):
     return begin, whole_begin, tl.maximum(whole_begin, whole_end), end
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _forward(q, k, v, scale, back, ahead):
+    _check(q, k, v)
+    scale = _scale(q, scale)
+    q_seq, kv_seq, v_dim = q.shape[-2], k.shape[-2], v.shape[-1]
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    if not (lse.numel() and kv_seq):
+        return q.new_zeros(*q.shape[:-1], v_dim), lse.fill_(-math.inf)
+    q_rows, k_rows, v_rows = _rows(q), _rows(k), _rows(v)
+    out = q.new_empty(len(q_rows), q_seq, v_rows.shape[-1])
+    _forward_kernel[lambda meta: (triton.cdiv(q_seq, meta["BLOCK"]), len(q_rows))](
+        _tiles(q_rows), _tiles(k_rows), _tiles(v_rows), _tiles(out), lse, scale * LOG2_E, back, ahead, q_seq, kv_seq,
+        GROUP=len(q_rows) // len(k_rows), WINDOWED=back < UNBOUNDED,
+        HEAD_DIM=_tile_dim(q.shape[-1]), V_DIM=_tile_dim(v_dim), PRECISION=_precision(q),
+    )  # fmt: skip
+    return out[..., :v_dim].reshape(*q.shape[:-1], v_dim), lse
+
+
 @triton.jit
 def _online_softmax(acc, total, peak, q, k, v, scale_log2, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the online softmax, in base 2: exp2 is one instruction, log2(e) costs nothing inside the scale."""
+    """One step of the online softmax, in base 2: exp2 is one instruction, log2(e) costs nothing inside the scale.
+
+    Args:
+        acc: (BLOCK, V_DIM), float32: sum of weights times values so far, relative to the running maximum.
+        total: (BLOCK,): sum of weights so far, relative to the same.
+        peak: (BLOCK,): largest scaled score so far, in base 2; -inf while a row has seen nothing.
+        q, k, v: (BLOCK, HEAD_DIM), (STEP, HEAD_DIM) and (STEP, V_DIM) tiles.
+        scale_log2: scale · log2(e), positive.
+        seen: (BLOCK, STEP): True = may attend; to be read only where MASKED.
+    Returns:
+        acc, total, peak: with the tile of keys taken in.
+    """
     scores = tl.dot(q, k.T, input_precision=PRECISION)
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
@@ -254,16 +347,21 @@ def _online_softmax(acc, total, peak, q, k, v, scale_log2, seen, MASKED: tl.cons
     return acc, total * shrink + tl.sum(weights, 1), new_peak
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Forward
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @_autotuned(own=("q", "out"), streamed=("k", "v"), resident=1, key=("WINDOWED",))
 @triton.jit
 def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, GROUP: tl.constexpr,
                     WINDOWED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
                     BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """A program owns BLOCK queries of one head and streams the keys and values of their band past them.
+
+    Args:
+        q, k, v, out: descriptors of (heads, seq, dim); q and out are cut in tiles of BLOCK rows, k and v of STEP rows.
+        lse: pointer to contiguous (heads, q_seq), float32, natural logarithm.
+        scale_log2: scale · log2(e).
+        back, ahead: the query at position p = i + kv_seq − q_seq sees keys p − back … p + ahead.
+        GROUP: query head h reads head h // GROUP of k and v.
+        WINDOWED: whether back hides anything; if not, the tiles at the lower edge need no mask.
+    """
     # Causal blocks grow towards the end of the sequence: the longest start, the short ones fill the gaps at the end.
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK
     head = tl.program_id(1)
@@ -290,25 +388,8 @@ def _forward_kernel(q, k, v, out, lse, scale_log2, back, ahead, q_seq, kv_seq, G
     tl.store(lse + head.to(tl.int64) * q_seq + rows, (peak + tl.log2(total)) * LN_2, mask=rows < q_seq)
 
 
-def _forward(q, k, v, scale, back, ahead):
-    _check(q, k, v)
-    scale = _scale(q, scale)
-    q_seq, kv_seq, v_dim = q.shape[-2], k.shape[-2], v.shape[-1]
-    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    if not (lse.numel() and kv_seq):
-        return q.new_zeros(*q.shape[:-1], v_dim), lse.fill_(-math.inf)
-    q_rows, k_rows, v_rows = _rows(q), _rows(k), _rows(v)
-    out = q.new_empty(len(q_rows), q_seq, v_rows.shape[-1])
-    _forward_kernel[lambda meta: (triton.cdiv(q_seq, meta["BLOCK"]), len(q_rows))](
-        _tiles(q_rows), _tiles(k_rows), _tiles(v_rows), _tiles(out), lse, scale * LOG2_E, back, ahead, q_seq, kv_seq,
-        GROUP=len(q_rows) // len(k_rows), WINDOWED=back < UNBOUNDED,
-        HEAD_DIM=_tile_dim(q.shape[-1]), V_DIM=_tile_dim(v_dim), PRECISION=_precision(q),
-    )  # fmt: skip
-    return out[..., :v_dim].reshape(*q.shape[:-1], v_dim), lse
-
-
 def flash_forward(q, k, v, causal=False, scale=None):
-    """Exact attention without the score matrix (Dao 2023, Algorithm 1).
+    """Exact attention without the score matrix.
 
     Args:
         q: (..., q_seq, head_dim), head_dim 16 … 128.
@@ -319,12 +400,17 @@ def flash_forward(q, k, v, causal=False, scale=None):
     Returns:
         out: (..., q_seq, v_dim), dtype of q; 0 for a query that sees nothing.
         lse: (..., q_seq), float32, natural logarithm of the sum of exp(scaled scores); -inf for such a query.
+    Source: Dao 2023 (FlashAttention-2), Algorithm 1.
+
+    Example:
+        >>> flash_forward(torch.zeros(1, 16), torch.ones(2, 16), torch.ones(2, 16))[1]
+        tensor([0.6931])
     """
     return _forward(q, k, v, scale, UNBOUNDED, 0 if causal else UNBOUNDED)
 
 
 def flash_forward_gqa(q, k, v, causal=False, scale=None):
-    """Grouped-query attention; k and v are shared inside a group, never repeated in memory (Ainslie et al. 2023, §2.2).
+    """Grouped-query attention; k and v are shared inside a group, never repeated in memory.
 
     Args:
         q: (..., heads, q_seq, head_dim).
@@ -333,6 +419,13 @@ def flash_forward_gqa(q, k, v, causal=False, scale=None):
         causal, scale: as in flash_forward.
     Returns:
         out (..., heads, q_seq, v_dim) and lse (..., heads, q_seq).
+    Raises:
+        ValueError: heads is no multiple of kv_heads.
+    Source: Ainslie et al. 2023, §2.2.
+
+    Example:
+        >>> flash_forward_gqa(torch.zeros(4, 1, 16), torch.ones(2, 3, 16), torch.ones(2, 3, 16))[0].shape
+        torch.Size([4, 1, 16])
     """
     if q.shape[-3] % k.shape[-3]:
         raise ValueError(f"{q.shape[-3]} heads cannot share {k.shape[-3]} kv_heads evenly")
@@ -340,13 +433,18 @@ def flash_forward_gqa(q, k, v, causal=False, scale=None):
 
 
 def flash_forward_window(q, k, v, window, causal=True, scale=None):
-    """Sliding-window attention that visits only the tiles of its band (Beltagy et al. 2020, §3.1).
+    """Sliding-window attention that visits only the tiles of its band.
 
     Args:
         q, k, v, scale: as in flash_forward; p = i + kv_seq - q_seq is the position of query i.
         window: causal: 0 <= p - j < window; otherwise |p - j| <= window // 2.
     Returns:
         out (..., q_seq, v_dim) and lse (..., q_seq).
+    Source: Beltagy et al. 2020 (Longformer), §3.1.
+
+    Example:
+        >>> flash_forward_window(torch.zeros(4, 16), torch.ones(4, 16), torch.ones(4, 16), window=2)[1]
+        tensor([0.0000, 0.6931, 0.6931, 0.6931])
     """
     back, ahead = (window - 1, 0) if causal else (window // 2, window // 2)
     return _forward(q, k, v, scale, back, ahead)
@@ -359,7 +457,13 @@ def flash_forward_window(q, k, v, window, causal=True, scale=None):
 
 @triton.jit
 def _delta_kernel(out, d_out, lse, lse_log2, delta, q_seq, padded, V_DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """delta = rowsum(out · d_out), and lse in base 2: +inf, so weight 0, for rows that see nothing or do not exist."""
+    """delta = rowsum(out · d_out), and lse in base 2: +inf, so weight 0, for rows that see nothing or do not exist.
+
+    Args:
+        out, d_out: descriptors of (heads, q_seq, V_DIM), cut in tiles of BLOCK rows.
+        lse: pointer to contiguous (heads, q_seq), natural logarithm.
+        lse_log2, delta: pointers to contiguous (heads, padded), written whole; padded is q_seq rounded up to BLOCK.
+    """
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
     rows = start + tl.arange(0, BLOCK)
     product = out.load([head, start, 0]).to(tl.float32) * d_out.load([head, start, 0]).to(tl.float32)
@@ -374,6 +478,14 @@ def _delta_kernel(out, d_out, lse, lse_log2, delta, q_seq, padded, V_DIM: tl.con
 def _dkdv_kernel(q, k, v, d_out, d_k, d_v, lse_log2, delta, scale, scale_log2, ahead, q_seq, kv_seq, padded,
                  HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
                  BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """A program owns BLOCK keys of one head and streams the queries that see them past.
+
+    Args:
+        q, k, v, d_out, d_k, d_v: descriptors; k, v, d_k, d_v are cut in tiles of BLOCK rows, q and d_out of STEP rows.
+        lse_log2, delta: pointers to contiguous (heads, padded), as _delta_kernel wrote them.
+        scale, scale_log2: scale, and scale · log2(e).
+        ahead: the query at position p = i + kv_seq − q_seq sees keys up to p + ahead.
+    """
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
     shift = kv_seq - q_seq
     cols = start + tl.arange(0, BLOCK)[:, None]
@@ -408,6 +520,12 @@ def _dkdv_kernel(q, k, v, d_out, d_k, d_v, lse_log2, delta, scale, scale_log2, a
 def _dq_kernel(q, k, v, d_out, d_q, lse_log2, delta, scale, scale_log2, ahead, q_seq, kv_seq, padded,
                HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
                BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """A program owns BLOCK queries of one head and streams the keys that they see past.
+
+    Args:
+        q, k, v, d_out, d_q: descriptors; q, d_out, d_q are cut in tiles of BLOCK rows, k and v of STEP rows.
+        The rest is as in _dkdv_kernel.
+    """
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK
     head = tl.program_id(1)
     shift = kv_seq - q_seq
@@ -434,7 +552,7 @@ def _dq_kernel(q, k, v, d_out, d_q, lse_log2, delta, scale, scale_log2, ahead, q
 
 
 def flash_backward(q, k, v, out, lse, d_out, causal=False, scale=None):
-    """Gradients of flash_forward, weights recomputed from lse (Dao 2023, Algorithm 2).
+    """Gradients of flash_forward, weights recomputed from lse.
 
     dQ has a kernel of its own: it repeats two of the seven products, but needs no atomic additions, so the result is
     the same bit for bit on every run.
@@ -445,6 +563,12 @@ def flash_backward(q, k, v, out, lse, d_out, causal=False, scale=None):
         d_out: (..., q_seq, v_dim), gradient of the loss with respect to out.
     Returns:
         d_q, d_k, d_v: shapes and dtypes of q, k, v.
+    Source: Dao 2023 (FlashAttention-2), Algorithm 2.
+
+    Example:
+        >>> q, k, v = torch.zeros(1, 16), torch.zeros(2, 16), torch.zeros(2, 16)
+        >>> flash_backward(q, k, v, *flash_forward(q, k, v), torch.ones(1, 16))[2][:, 0]
+        tensor([0.5000, 0.5000])
     """
     _check(q, k, v, out, d_out)
     scale = _scale(q, scale)
@@ -474,6 +598,15 @@ def flash_backward(q, k, v, out, lse, d_out, causal=False, scale=None):
 @triton.jit
 def _decode_kernel(q, k, v, partial, partial_lse, scale_log2, kv_seq, share, rows_total, HEAD_DIM: tl.constexpr,
                    V_DIM: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """Program (s, h) lets all queries of group h attend to part s of their keys: s · share … (s + 1) · share − 1.
+
+    Args:
+        q: descriptor of (kv_heads, rows_total, HEAD_DIM): the heads of a group are the rows of one tile of BLOCK rows.
+        k, v: descriptors of (kv_heads, kv_seq, dim), cut in tiles of STEP rows; share is a multiple of STEP.
+        partial: descriptor of (kv_heads · splits, rows_total, V_DIM), float32: output of each part, normalised.
+        partial_lse: pointer to contiguous (kv_heads · splits, rows_total), in base 2.
+        scale_log2: scale · log2(e).
+    """
     split, head = tl.program_id(0), tl.program_id(1)
     rows = tl.arange(0, BLOCK)
     q_tile = q.load([head, 0, 0]).reshape(BLOCK, HEAD_DIM)
@@ -493,6 +626,14 @@ def _decode_kernel(q, k, v, partial, partial_lse, scale_log2, kv_seq, share, row
 
 @triton.jit
 def _merge_kernel(partial, partial_lse, out, lse, splits, rows_total, DIM, SPLITS: tl.constexpr, V_DIM: tl.constexpr):
+    """Program (h, r) joins the parts of row r of group h, each with the share of its exp2(lse).
+
+    Args:
+        partial, partial_lse: pointers to what _decode_kernel wrote; a row of partial holds DIM elements.
+        out: pointer to contiguous (kv_heads, rows_total, DIM).
+        lse: pointer to contiguous (kv_heads, rows_total), natural logarithm.
+        SPLITS, V_DIM: powers of two, at least `splits` and DIM.
+    """
     head, row = tl.program_id(0).to(tl.int64), tl.program_id(1)
     parts, dims = tl.arange(0, SPLITS), tl.arange(0, V_DIM)
     slot = (head * splits + parts) * rows_total + row
@@ -509,7 +650,7 @@ def _merge_kernel(partial, partial_lse, out, lse, splits, rows_total, DIM, SPLIT
 
 
 def flash_decode(q, k, v, splits=None, scale=None):
-    """One query against a long cache: the cache is split among programs, a second kernel merges (Dao et al. 2023).
+    """One query against a long cache: the cache is split among programs, a second kernel merges.
 
     Args:
         q: (..., heads, 1, head_dim).
@@ -519,6 +660,11 @@ def flash_decode(q, k, v, splits=None, scale=None):
         scale: as in flash_forward.
     Returns:
         out (..., heads, 1, v_dim) and lse (..., heads, 1).
+    Source: Dao et al. 2023 (Flash-Decoding).
+
+    Example:
+        >>> flash_decode(torch.zeros(1, 1, 16), torch.ones(1, 8, 16), torch.ones(1, 8, 16), splits=2)[1]
+        tensor([[2.0794]])
     """
     _check(q, k, v)
     kv_seq, v_dim = k.shape[-2], v.shape[-1]
@@ -559,6 +705,12 @@ def flash_decode(q, k, v, splits=None, scale=None):
 @triton.jit
 def _linear_kernel(q, k, v, out, seq, HEAD_DIM: tl.constexpr, V_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
+    """Program (c, h) walks along head h, chunk by chunk, and writes columns c · V_BLOCK … of its output.
+
+    Args:
+        q, k: descriptors of (heads, seq, HEAD_DIM), cut in tiles of CHUNK rows.
+        v, out: descriptors of (heads, seq, v_dim), cut in tiles of CHUNK rows and V_BLOCK columns.
+    """
     column, head = tl.program_id(0) * V_BLOCK, tl.program_id(1)
     state = tl.zeros([HEAD_DIM, V_BLOCK], tl.float32)
     key_sum = tl.zeros([HEAD_DIM], tl.float32)
@@ -582,7 +734,7 @@ def _linear_kernel(q, k, v, out, seq, HEAD_DIM: tl.constexpr, V_BLOCK: tl.conste
 
 
 def linear_attention_chunk_kernel(q, k, v, chunk=64):
-    """Causal linear attention, quadratic inside a chunk, a running state between chunks (Yang et al. 2024, §3).
+    """Causal linear attention, quadratic inside a chunk, a running state between chunks.
 
     out_i = q_i · Σ_{j<=i} k_j v_jᵀ / (q_i · Σ_{j<=i} k_j).
 
@@ -592,6 +744,11 @@ def linear_attention_chunk_kernel(q, k, v, chunk=64):
         chunk: power of two, 16 or more.
     Returns:
         (..., seq, v_dim), dtype of q.
+    Source: Yang et al. 2024 (gated linear attention), §3.
+
+    Example:
+        >>> linear_attention_chunk_kernel(torch.ones(3, 16), torch.ones(3, 16), torch.eye(3, 16), 16)[2, :3]
+        tensor([0.3333, 0.3333, 0.3333])
     """
     _check(q, k, v)
     v_dim = v.shape[-1]
@@ -612,6 +769,16 @@ def linear_attention_chunk_kernel(q, k, v, chunk=64):
 @triton.jit
 def _block_sparse_kernel(q, k, v, out, order, columns, ends, scale_log2, kv_seq, kv_blocks, HEAD_DIM: tl.constexpr,
                          V_DIM: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Program (h, n) lets the n-th longest row of blocks attend, for head h, to the blocks that are listed for it.
+
+    Args:
+        q, k, v, out: descriptors of (heads, seq, dim), cut in tiles of BLOCK rows.
+        order: pointer to (q_blocks,): rows of blocks by falling length.
+        columns: pointer to contiguous (q_blocks, kv_blocks): each row lists its blocks of keys first, in rising order.
+        ends: pointer to contiguous (q_blocks, 2): how many listed blocks are whole, and how many there are; only a last
+            block of keys that ends beyond kv_seq is not whole, and needs a mask.
+        scale_log2: scale · log2(e).
+    """
     # A global row has as many blocks as a hundred others: rows start by falling length, all heads of a row together.
     head, block = tl.program_id(0), tl.load(order + tl.program_id(1))
     q_tile = q.load([head, block * BLOCK, 0]).reshape(BLOCK, HEAD_DIM)
@@ -633,7 +800,7 @@ def _block_sparse_kernel(q, k, v, out, order, columns, ends, scale_log2, kv_seq,
 
 
 def block_sparse_kernel(q, k, v, layout, block, scale=None):
-    """Attention over the listed blocks only; time follows their number (Dao et al. 2022, §3.3).
+    """Attention over the listed blocks only; time follows their number.
 
     Args:
         q: (..., q_seq, head_dim).
@@ -644,6 +811,12 @@ def block_sparse_kernel(q, k, v, layout, block, scale=None):
         scale: as in flash_forward.
     Returns:
         (..., q_seq, v_dim), dtype of q; 0 where a row of the layout is empty.
+    Source: Dao et al. 2022 (FlashAttention), §3.3.
+
+    Example:
+        >>> layout = torch.tensor([[True, False]])
+        >>> block_sparse_kernel(torch.zeros(1, 16), torch.ones(32, 16), torch.eye(32, 16), layout, 16)[0, :2]
+        tensor([0.0625, 0.0625])
     """
     _check(q, k, v)
     q_seq, kv_seq, v_dim = q.shape[-2], k.shape[-2], v.shape[-1]

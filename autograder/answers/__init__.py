@@ -11,11 +11,12 @@ import importlib
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from types import ModuleType
 from typing import Any, TypeVar
+
+from autograder.course import Definition, definitions
 
 T = TypeVar("T", bound=Callable[..., Any] | type)
 
@@ -61,27 +62,29 @@ def shelf(slug: str) -> Shelf:
 
 
 @cache
-def _reference(slug: str) -> tuple[ModuleType, dict[str, str]]:
-    module = importlib.import_module(f"solutions.{slug}")
-    text = inspect.getsource(module)
-    lines = text.splitlines(keepends=True)
-    sources = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            sources[node.name] = "".join(lines[first - 1 : node.end_lineno])
-    return module, sources
+def _reference(slug: str) -> dict[str, Definition]:
+    return definitions(inspect.getsource(importlib.import_module(f"solutions.{slug}")))
 
 
 def reference_source(slug: str, name: str) -> str:
     """Source text of one definition of ``solutions/<slug>.py``."""
-    _, sources = _reference(slug)
-    if name not in sources:
+    cut = _reference(slug)
+    if name not in cut:
         raise AnswerError(f"solutions/{slug}.py defines no {name}")
-    return sources[name]
+    return cut[name].source
 
 
-def edit(exercise: str, name: str, *, replace: str, by: str, says: str, hint: str, count: int = 1) -> None:
+def edit(
+    exercise: str,
+    name: str,
+    *,
+    replace: str,
+    by: str,
+    says: str,
+    hint: str,
+    count: int = 1,
+    helpers: Sequence[str] = (),
+) -> None:
     """Declare a mistake as the smallest edit of the reference.
 
     Args:
@@ -92,9 +95,11 @@ def edit(exercise: str, name: str, *, replace: str, by: str, says: str, hint: st
         says: one sentence that explains the mistake to a student.
         hint: points the way, without the answer.
         count: how many times ``replace`` occurs; all are replaced.
+        helpers: other definitions of the module that come before the exercise's own and may be edited too, where a
+            mistake in one exercise is seen in another.
     """
     slug = _caller()
-    source = reference_source(slug, exercise)
+    source = "\n\n".join(reference_source(slug, name) for name in (*helpers, exercise))
     found = source.count(replace)
     if found != count:
         place = f"answers/{slug}.py, {exercise}, {name}"
@@ -102,27 +107,47 @@ def edit(exercise: str, name: str, *, replace: str, by: str, says: str, hint: st
     _shelve(slug, "mistakes", Answer(exercise, name, source.replace(replace, by), says, hint))
 
 
-def mistake(exercise: str, *, says: str, hint: str, name: str | None = None) -> Callable[[T], T]:
-    """Declare a mistake as a whole function or class; its name is the mistake's name unless one is given."""
+def mistake(
+    exercise: str, *, says: str, hint: str, name: str | None = None, kernels: Sequence[Any] = ()
+) -> Callable[[T], T]:
+    """Declare a mistake as a whole function or class; its name is the mistake's name unless one is given.
+
+    ``kernels`` are the Triton kernels that it launches; those of the reference, unless given.
+    """
     slug = _caller()
 
     def declare(definition: T) -> T:
-        label = name or definition.__name__
-        _shelve(slug, "mistakes", Answer(exercise, label, _renamed(definition, exercise), says, hint))
+        source = _kernel_sources(slug, exercise, kernels) + _renamed(definition, exercise)
+        _shelve(slug, "mistakes", Answer(exercise, name or definition.__name__, source, says, hint))
         return definition
 
     return declare
 
 
-def alternative(exercise: str, *, name: str | None = None) -> Callable[[T], T]:
+def alternative(exercise: str, *, name: str | None = None, kernels: Sequence[Any] = ()) -> Callable[[T], T]:
     """Declare another right answer."""
     slug = _caller()
 
     def declare(definition: T) -> T:
-        _shelve(slug, "alternatives", Answer(exercise, name or definition.__name__, _renamed(definition, exercise)))
+        source = _kernel_sources(slug, exercise, kernels) + _renamed(definition, exercise)
+        _shelve(slug, "alternatives", Answer(exercise, name or definition.__name__, source))
         return definition
 
     return declare
+
+
+def _kernel_sources(slug: str, exercise: str, kernels: Sequence[Any]) -> str:
+    sources = [textwrap.dedent(inspect.getsource(_python_of(kernel))) for kernel in kernels]
+    cut = _reference(slug)
+    if not kernels and exercise in cut:
+        sources = [cut[name].source for name in cut[exercise].kernels]
+    return "".join(f"{source}\n\n" for source in sources)
+
+
+def _python_of(kernel: Any) -> Any:
+    while hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    return kernel
 
 
 def _caller() -> str:

@@ -171,11 +171,13 @@ def _folded(hints: str) -> str:
 
 
 def marked(definition: Definition) -> str:
-    """The definition with solution markers: around a function's body, or around each method's body of a class."""
+    """The definition with solution markers: around a function's body, or around each method's body of a class.
+
+    Of a function with kernels, students write the kernels; the function, which launches them, is given.
+    """
     lines = definition.source.rstrip("\n").split("\n")
-    node = ast.parse(definition.source).body[0]
-    assert isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    parts = [node] if isinstance(node, ast.FunctionDef) else node.body
+    *kernels, node = ast.parse(definition.source).body
+    parts = kernels or (node.body if isinstance(node, ast.ClassDef) else [node])
     for function in reversed([part for part in parts if isinstance(part, ast.FunctionDef)]):
         documented = ast.get_docstring(function) is not None
         body = function.body[1:] if documented else function.body

@@ -42,8 +42,8 @@ DEGENERATE = {
 _FILL = """
 def _fill(value, number):
     import numpy, torch
-    if isinstance(value, tuple):
-        return tuple(_fill(item, number) for item in value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_fill(item, number) for item in value)
     if isinstance(value, torch.Tensor):
         return torch.full_like(value, number) if value.is_floating_point() else torch.zeros_like(value) + (number == 1)
     if isinstance(value, (numpy.ndarray, numpy.generic)):
@@ -51,7 +51,7 @@ def _fill(value, number):
         return numpy.full_like(value, (1 if number == 1 else 0) if whole else number)
     if isinstance(value, (int, float)):
         return type(value)(number) if number == number else number
-    return value
+    return number if type(value).__module__.startswith("triton") else value
 """
 
 

@@ -8,9 +8,11 @@ replay runs in this process, where nothing could end it, so no test is replayed 
 from __future__ import annotations
 
 import importlib
+import linecache
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -18,8 +20,9 @@ import numpy as np
 import torch
 
 from autograder.answers import Answer, shelf
-from autograder.course import Exercise
+from autograder.course import Exercise, definitions
 from autograder.grading.suite import Run, Verdict, own_seed, suite
+from autograder.sandbox import kernels
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
 
@@ -29,7 +32,10 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, np.dtype("float32"): 1e-
 
 def namespace_with(slug: str, answer: Answer) -> dict[str, Any]:
     """The reference module's namespace with one definition replaced."""
-    namespace = dict(vars(importlib.import_module(f"solutions.{slug}")))
+    module = importlib.import_module(f"solutions.{slug}")
+    if kernels.among(vars(module)):
+        return _module_with(slug, answer)
+    namespace = dict(vars(module))
     exec(_compiled(answer), namespace)
     return namespace
 
@@ -38,6 +44,21 @@ def namespace_with(slug: str, answer: Answer) -> dict[str, Any]:
 def _compiled(answer: Answer) -> CodeType:
     source = "from __future__ import annotations\n" + answer.source
     return compile(source, f"<{answer.exercise}: {answer.name}>", "exec")
+
+
+@cache
+def _module_with(slug: str, answer: Answer) -> dict[str, Any]:
+    """The whole module with one definition replaced: whoever launches a kernel finds it where he himself was defined.
+
+    Made once, because Triton never forgets a kernel that it has seen.
+    """
+    text = Path(str(importlib.import_module(f"solutions.{slug}").__file__)).read_text(encoding="utf-8")
+    text = text.replace(definitions(text)[answer.exercise].source, answer.source)
+    place = f"<{answer.exercise}: {answer.name}>"
+    linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)  # where Triton reads kernels
+    namespace: dict[str, Any] = {"__name__": f"solutions.{slug}"}
+    exec(compile(text, place, "exec"), namespace)
+    return namespace
 
 
 def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callable[[str], int]) -> Answer | None:
@@ -143,7 +164,7 @@ def _same(one: Any, other: Any) -> bool:
         return isinstance(one, Module) and isinstance(other, Module)
     if isinstance(one, dict) and isinstance(other, dict):
         if {"steps", "peak_bytes", "flops"} <= one.keys():  # a trace: its costs vary, its gate has spoken already
-            return _same(one.get("result"), other.get("result"))
+            return one.get("launches") == other.get("launches") and _same(one.get("result"), other.get("result"))
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, (tuple, list)):
         return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))

@@ -38,10 +38,13 @@ EVERYWHERE = (
     "sys.setprofile",
     "sys.settrace",
     "threading",
+    "torch._C",
     "torch.hub",
     "torch.load",
+    "torch.utils._python_dispatch",
     "torch.utils.cpp_extension",
     "tracemalloc",
+    "triton.runtime",
     "types.CodeType",
     "types.FunctionType",
     "types.LambdaType",
@@ -400,7 +403,7 @@ def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str], judged:
     Args:
         reach: the notebook's code (see :func:`read`).
         exercise: name of the function or class.
-        forbids: dotted names (`torch.softmax`); one that starts with a dot is a method (`.softmax`).
+        forbids: dotted names (`torch.softmax`); one that starts with a dot is a method (`.softmax`); `@` the operator.
         judged: other exercises that it may call and that answer for themselves.
     """
     wanted = (*forbids, *EVERYWHERE)
@@ -455,6 +458,8 @@ def _library_names(node: ast.AST, scope: _Scope, reach: Reach) -> Iterator[str]:
             yield from (f"{module}.{node.id}" for module in reach.stars)
     elif isinstance(node, ast.Call):
         yield from _by_string(node, scope)
+    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.MatMult):
+        yield "@"
     elif isinstance(node, ast.ImportFrom) and node.module:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Import):

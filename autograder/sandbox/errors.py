@@ -21,12 +21,18 @@ class StudentError(Exception):
 
 
 class Raised(StudentError):
-    """The student's code raised; ``bases`` are the built-in exception types it is an instance of."""
+    """The student's code raised; ``bases`` are the built-in exception types it is an instance of.
 
-    def __init__(self, type_name: str, bases: Sequence[str], cell: int | None, line: int | None) -> None:
-        self.type_name, self.bases, self.cell, self.line = type_name, tuple(bases), cell, line
+    ``says`` is what the grader itself has to say of it; the words of the exception stay inside.
+    """
+
+    def __init__(
+        self, type_name: str, bases: Sequence[str], cell: int | None, line: int | None, says: str = ""
+    ) -> None:
+        self.type_name, self.bases, self.cell, self.line, self.says = type_name, tuple(bases), cell, line, says
         place = f" at line {line} of its cell" if line is not None else ""
-        super().__init__(f"it raised {bases[0] if bases else 'an exception of its own'}{place}")
+        because = f": {says}" if says else ""
+        super().__init__(f"it raised {bases[0] if bases else 'an exception of its own'}{place}{because}")
 
 
 class NotAttempted(StudentError):

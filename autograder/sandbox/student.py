@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from autograder.sandbox.errors import Crashed, NotAttempted, OutOfMemory, Raised, StudentError
+from autograder.sandbox.kernels import WORDS
 from autograder.sandbox.protocol import Encoder, Handle, builtin_bases, decode
 from autograder.sandbox.workbench import Workbench
 
@@ -71,8 +72,9 @@ class Trace:
     """What one call cost.
 
     ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
-    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations. These are counted inside, so
-    a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
+    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``launches`` of Triton
+    kernels, ``programs`` of all launches, and ``multiplications`` in their products of tiles. These are counted inside,
+    so a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
     memory (``peak_bytes`` where there is no process), and ``outside_seconds``, CPU time of the call.
     """
 
@@ -82,6 +84,9 @@ class Trace:
     largest: int
     flops: int
     calls: tuple[str, ...]
+    launches: int
+    programs: int
+    multiplications: int
     outside_bytes: int
     outside_seconds: float
 
@@ -115,7 +120,7 @@ class Journal:
 
     def note_error(self, error: StudentError) -> None:
         """Enter an error that came back, or that came instead."""
-        bases = error.bases[0] if isinstance(error, Raised) and error.bases else ""
+        bases = f"{error.bases[0]} {error.says}" if isinstance(error, Raised) and error.bases else ""
         self.entries.append(("error", f"{error.outcome}:{bases}"))
 
 
@@ -203,6 +208,9 @@ class Student:
                 largest=int(cost["largest"]),
                 flops=int(cost["flops"]),
                 calls=tuple(str(name) for name in cost["calls"]),
+                launches=int(cost["launches"]),
+                programs=int(cost["programs"]),
+                multiplications=int(cost["multiplications"]),
                 outside_bytes=peak if readings[0].bytes is None else readings[0].bytes,
                 outside_seconds=readings[0].seconds,
             )
@@ -326,4 +334,5 @@ def _error(error: dict[str, Any]) -> StudentError:
         bases,
         cell if isinstance(cell, int) else None,
         line if isinstance(line, int) else None,
+        WORDS.get(str(error.get("word")), ""),
     )

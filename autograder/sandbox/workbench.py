@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from autograder.sandbox import kernels  # isort: skip  # before the next line imports Triton
 from torch.utils.flop_counter import flop_registry
 
 from autograder.sandbox.protocol import Encoder, Handle, ProtocolError, decode
@@ -59,7 +61,8 @@ class Workbench:
             args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
             operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
             target = self._target(request)
-            return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
+            with kernels.poisoned(self._namespace):
+                return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
         except BaseException as error:
             return {"error": describe(error)}
 
@@ -81,6 +84,7 @@ class Workbench:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """An exception as data: its type's names, and the deepest cell and line of the notebook that it passed through."""
+    error = kernels.cause(error)
     bases = [cls.__name__ for cls in type(error).__mro__ if getattr(builtins, cls.__name__, None) is cls]
     cell = line = None
     try:
@@ -101,6 +105,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "cell": cell,
         "line": line if isinstance(line, int) else None,
         "memory": bool(out_of_memory),
+        "word": kernels.word_of(error),
         # Only for a missing or untouched name; any other message could carry the inputs out.
         "text": text[:200] if isinstance(error, (NotImplementedError, ProtocolError)) else "",
     }
@@ -196,6 +201,8 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal steps
+        if frame.f_code.co_filename.startswith(kernels.FOLDER):
+            return None  # the interpreter's steps are not the submission's
         steps += event == "line"
         return count
 
@@ -204,7 +211,7 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
     if not already:
         tracemalloc.start()
     try:
-        with recorder:
+        with recorder, kernels.metering() as meter:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             previous = sys.gettrace()
@@ -224,6 +231,9 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
         "largest": recorder.largest,
         "flops": recorder.flops,
         "calls": sorted(recorder.calls),
+        "launches": meter.launches,
+        "programs": meter.programs,
+        "multiplications": meter.multiplications,
     }
 
 
