@@ -13,8 +13,8 @@ from autograder.authoring.check import check_exercise
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Seven exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
-DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "broken")
+# Eight exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
+DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless")
 
 SOLUTION = '''
 def {name}(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -55,14 +55,14 @@ SHEET = """
 """
 
 SUITE = '''
-@hidden("{name}")
+@hidden("{name}", seconds={seconds})
 def test_{name}_doubles(student, rng):
     """Gives twice as much."""
     x = rng.normal(size=5) + 3
     {value}
 
 
-@hidden("{name}", kind="edge")
+@hidden("{name}", kind="edge", seconds={seconds})
 def test_{name}_of_nothing(student, rng):
     """Gives nothing for nothing."""
     {edge}
@@ -100,11 +100,15 @@ def course_text():
             edge = 'at_most(0.8, 1.0, what="a measured number")'
         if name == "lonely":
             checks = f"{name}(np.ones(2))"
+        if name == "endless":
+            mistakes["never"] = "all(True for _ in iter(int, 1))"
         if name == "broken":
             right = "x + x + 1e-3"
         solutions.append(SOLUTION.format(name=name))
         sheet.append(SHEET.format(name=name, checks=checks))
-        suite.append(SUITE.format(name=name, value=value, edge=edge or "pass"))
+        suite.append(
+            SUITE.format(name=name, value=value, edge=edge or "pass", seconds=0.5 if name == "endless" else 10)
+        )
         answers.append(ANSWERS.format(name=name, mistakes=mistakes))
         if name != "lonely":
             answers.append(ALTERNATIVE.format(name=name, right=right))
@@ -159,7 +163,7 @@ def test_a_course_with_defects_does_not_hold(judged):
     assert report["schema"] == 1
     assert list(exercises) == list(DEFECTS)
     total = sum(len(exercise["mistakes"]) for exercise in exercises.values())
-    assert (report["caught"], report["total"]) == (total - 3, total)  # one passes, two have no name
+    assert (report["caught"], report["total"]) == (total - 4, total)  # one passes, three have no name
     for exercise in exercises.values():
         for problem in exercise["problems"]:
             assert problem[:60] in done.stdout
@@ -188,6 +192,13 @@ def test_two_mistakes_that_look_alike_are_reported(judged):
     assert all("is named None" in problem for problem in alike["problems"])
 
 
+def test_a_mistake_that_does_not_end_is_reported_and_holds_up_no_other(judged):
+    endless = judged[2]["endless"]
+    assert [m["name"] for m in endless["mistakes"] if not m["named"]] == ["never"]
+    assert len(endless["problems"]) == 2  # at two seeds
+    assert all(p.startswith("mistake never does not end in test_endless_doubles") for p in endless["problems"])
+
+
 def test_points_for_an_answer_that_knows_nothing_are_reported(judged):
     gift = judged[2]["gift"]
     assert gift["degenerate"] == {"none": 0, "echo": 2, "zeros": 2, "ones": 2, "nan": 2}
@@ -212,7 +223,7 @@ def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
 def test_a_stale_notebook_and_too_few_mistakes_are_reported(judged):
     stale, few = judged[1]["problems"]
     assert stale == "tiny: chapters/tiny/exercises.ipynb is not what its sources make; run `attn build tiny`"
-    assert few.startswith("tiny: 5.3 named mistakes an exercise on average")
+    assert few.startswith("tiny: 5.4 named mistakes an exercise on average")
 
 
 def test_an_exercise_of_the_real_course_is_clean():

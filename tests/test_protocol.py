@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -440,3 +441,12 @@ def test_a_large_value_crosses_a_socket():
 )  # fmt: skip
 def test_only_names_of_builtin_exceptions_are_believed(claimed, believed):
     assert builtin_bases({"bases": claimed}) == believed
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool, torch.int64]
+)
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 3)])
+def test_tensors_are_written_as_safetensors_writes_them(dtype, shape):
+    tensors = {"0": (3 * torch.rand(shape)).to(dtype), "1": torch.ones(2)}
+    assert protocol._save(tensors) == safetensors.torch.save(tensors)

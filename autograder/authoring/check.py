@@ -254,6 +254,12 @@ def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck)
         if result.outcome == "passed":
             caught = False
             found.problems.append(f"mistake {answer.name} passes at seed {seed}")
+        elif endless := [verdict.test.name for verdict in verdicts if verdict.outcome == "timeout" and verdict.run]:
+            named = False
+            found.problems.append(
+                f"mistake {answer.name} does not end in {', '.join(endless)} at seed {seed}: what does not end has no "
+                "name, and its replays hold up the diagnosis of others; have it return something wrong, or raise"
+            )
         elif result.mistake != answer.name:
             named = False
             tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")

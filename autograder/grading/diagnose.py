@@ -1,19 +1,21 @@
 """Finds the named mistake behind a failure, by replaying every mistake on the very inputs that failed.
 
 A mistake is named if it alone returns what the submission returned in the failing tests (and fails and passes the same
-tests). Ambiguous means no name: a wrong explanation is worse than none. What reached a limit gets no name either: the
-replay runs in this process, where nothing could end it, so no test is replayed that did not end by itself.
+tests). Ambiguous means no name: a wrong explanation is worse than none. What reached a limit gets no name either: a
+test that did not end by itself is not replayed, and a mistake that does not end where the submission did is another.
 """
 
 from __future__ import annotations
 
 import importlib
 import linecache
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -108,8 +110,50 @@ def _effort(verdict: Verdict) -> tuple[bool, int]:
 
 def _behaves_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
     """Whether one of our own answers, run through the same test in this process, does what the submission did."""
-    if (alike := _answers_so(exercise, answer, verdict)) is not None:
-        return alike
+    with _Limit(verdict.test.mark.seconds) as limit:
+        try:
+            alike = _answers_so(exercise, answer, verdict)
+            if alike is None:
+                alike = _ends_so(exercise, answer, verdict, seeds)
+        except _Endless:
+            return False
+    return alike and not limit.reached
+
+
+class _Endless(BaseException):
+    """A replay has used up the CPU time that a submission has for the test."""
+
+
+class _Limit:
+    """Ends what runs in the block after so much CPU time of this process: replays are code of ours, but code can loop.
+
+    A signal reaches the main thread alone, and a worker of Dask has others: there nothing ends a replay. That every
+    mistake ends is what ``attn check`` proves.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.reached = False
+        self._seconds = seconds
+        self._mine = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> _Limit:
+        if self._mine:
+            self._before = signal.signal(signal.SIGPROF, self._end)
+            signal.setitimer(signal.ITIMER_PROF, self._seconds)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._mine:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, self._before)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.reached = True  # whoever catches the exception below
+        raise _Endless
+
+
+def _ends_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
+    """The same by running the whole test."""
     seed = seeds(verdict.test.name)
     student = Student(Direct(namespace_with(exercise.slug, answer)), own_seed(seed))
     student.journal = Journal(_Following(verdict.journal.entries))

@@ -26,7 +26,6 @@ MAX_DEPTH = 24
 MAX_NODES = 200_000
 MAX_TEXT = 100_000
 _LENGTH = struct.Struct("<Q")
-_INT64 = range(-(2**63), 2**63)
 
 
 class ProtocolError(Exception):
@@ -158,10 +157,15 @@ class Encoder:
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise ProtocolError("a value nested too deeply or with too many parts")
+        exact = type(value)
+        if exact is np.ndarray:
+            return self._array(value)
+        if exact is torch.Tensor:
+            return self._tensor(value)
         if value is None or isinstance(value, (bool, float)):
             return value if value is None or type(value) in (bool, float) else float(value)
         if isinstance(value, int):
-            return int(value) if int(value) in _INT64 else {"k": "opaque", "type": "int"}
+            return int(value) if -(2**63) <= int(value) < 2**63 else {"k": "opaque", "type": "int"}
         if isinstance(value, str):
             return str(value)[:MAX_TEXT]
         if isinstance(value, (np.ndarray, np.generic)):
@@ -284,7 +288,7 @@ class _Decoder:
                 return node
             raise ProtocolError(f"a bare {type(node).__name__}")
         kind = node["k"]
-        if kind in ("numpy", "torch"):
+        if kind == "numpy" or kind == "torch":
             return self._array(node, kind)
         if kind in ("tuple", "list"):
             items = [self._node(item, depth + 1) for item in node["items"]]
@@ -324,10 +328,12 @@ class _Decoder:
             # The same values, one element apart in memory: a non-contiguous view, as the sender's was.
             wide = stored.repeat(2, axis=-1) if kind == "numpy" else stored.repeat_interleave(2, dim=-1)
             stored = wide[..., ::2]
-        inverse = [order.index(axis) for axis in range(len(shape))]
+        array = stored
+        if order != list(range(len(shape))):
+            inverse = [order.index(axis) for axis in range(len(shape))]
+            array = stored.permute(inverse) if kind == "torch" else stored.transpose(inverse)
         if kind == "torch":
-            return stored.permute(inverse)
-        array = stored.transpose(inverse)
+            return array
         return array[()] if node.get("scalar") else array
 
 

@@ -514,13 +514,13 @@ def test_additive_attention_does_not_loop_over_positions(student, rng):
     """About as many Python steps for forty times as many queries and keys."""
     module, state = loaded(student, rng, 3, 3, 4)
     steps = []
-    for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200)):
-        inputs = tensor(rng, 2, q_seq, 3), tensor(rng, 2, kv_seq, 3), tensor(rng, 2, kv_seq, 3)
-        lengths = torch.tensor([kv_seq, 3 * kv_seq // 5])
+    for factor in (1, 40):
+        inputs = tensor(rng, 2, 4 * factor, 3), tensor(rng, 2, 5 * factor, 3), tensor(rng, 2, 5 * factor, 3)
+        lengths = torch.tensor([5 * factor, 3 * factor])
         trace = module.trace(*inputs, lengths)
         same_pair(trace.result, additive_attention(*inputs, *state, lengths), "of a traced call")
         steps.append(trace.steps)
-    at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
+    at_most(steps[1], 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_queries():
         queries, keys, values = tensor(rng, 1, 2_500, 3), tensor(rng, 1, 2, 3), tensor(rng, 1, 2, 3)
@@ -827,7 +827,7 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
 def test_steps_for_other_kernels_and_dilations(student, rng):
     """Other widths of the kernel and other bases of the dilation, also base 1."""
     for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1)):
-        for distance in (int(d) for d in rng.integers(20, 200, size=4)):
+        for distance in (int(d) for d in rng.integers(20, 200, size=2)):
             for layer in ("cnn", "dilated_cnn"):
                 expected = steps_by_spreading(distance, layer, kernel_size, dilation)
                 answer = student.steps_to_connect(distance, layer, kernel_size=kernel_size, dilation=dilation)

@@ -1,6 +1,7 @@
 """Hidden suite of chapter `positions`: absolute, relative and rotary encodings, linear biases, and the plane."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -608,25 +609,29 @@ def test_xl_scores_form_no_vector_for_each_pair(student, rng):
 # --- t5_relative_buckets ---------------------------------------------------------------------------------------------
 
 
+@cache
+def bucket_of(distance, exact, far, max_distance):
+    """The bucket of one distance in integers alone: b of the far buckets are passed when (d/e)^n ≥ (max/e)^b."""
+    passed = 0
+    while passed < far and distance**far * exact ** (passed + 1) >= max_distance ** (passed + 1) * exact**far:
+        passed += 1
+    return distance if distance < exact else min(exact + passed, exact + far - 1)
+
+
 def buckets(q_seq, kv_seq, num_buckets, max_distance, bidirectional):
-    """Bucket ids in integers alone: b of the far buckets are passed when (d/e)^n ≥ (max/e)^b."""
+    """Bucket ids, pair by pair."""
     count = num_buckets // 2 if bidirectional else num_buckets
     exact, far = count // 2, count - count // 2
-    table = torch.zeros(q_seq, kv_seq, dtype=torch.int64)
+    rows = []
     for i in range(q_seq):
-        for j in range(kv_seq):
-            ahead = j - (i + kv_seq - q_seq)
+        aheads = range(q_seq - kv_seq - i, q_seq - i)
+        rows.append([])
+        for ahead in aheads:
             distance = abs(ahead) if bidirectional else max(-ahead, 0)
-            bucket = distance
-            if distance >= exact:
-                passed = 0
-                while (
-                    passed < far and distance**far * exact ** (passed + 1) >= max_distance ** (passed + 1) * exact**far
-                ):
-                    passed += 1
-                bucket = min(exact + passed, count - 1)
-            table[i, j] = bucket + (count if bidirectional and ahead > 0 else 0)
-    return table
+            rows[-1].append(
+                bucket_of(distance, exact, far, max_distance) + (count if bidirectional and ahead > 0 else 0)
+            )
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 SETTINGS = ((32, 128), (16, 128), (32, 100), (20, 50), (12, 40), (24, 77))
