@@ -5,6 +5,7 @@ It needs nothing of jupyter-book, so that the same tree builds with plain Sphinx
 - directives: the appendix pages in `ext.appendix`, exercises in `ext.exercise_pages`;
 - a code cell with `:label:` becomes a place that can be linked to (`{ref}` and the claims index use it);
 - search finds Chinese terms too (`ext.search`); a 404 page, link cards and a report link (`ext.site`);
+- a chapter keeps its number in the course while others are still coming (`ext.numbering`);
 - a lesson runs again when anything it depends on changed (`ext.freshness`);
 - a figure without alternative text, and a source or label that nothing refers to, are warnings, hence errors in a
   strict build;
@@ -30,7 +31,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
-from ext import appendix, bibliography, data, exercise_pages, freshness, live, pages, site
+from ext import appendix, bibliography, data, exercise_pages, freshness, live, numbering, pages, site
 from ext.search import CourseSearch, keep_index_entries
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", check_labels)
     app.connect("html-page-context", trim_page, priority=900)
     app.connect("html-page-context", live.lay_out)
+    app.connect("builder-inited", numbering.install)
     app.connect("html-collect-pages", keep_index_entries)
     app.connect("build-finished", copy_mathjax)
     app.add_search_language(CourseSearch)

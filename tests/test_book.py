@@ -548,6 +548,23 @@ def test_nothing_hidden_is_in_the_book(book: Path) -> None:
         assert not {line for line in lines if line in text}, page
 
 
+def test_a_chapter_has_one_number_everywhere(book: Path) -> None:
+    """Title, sidebar and the map of the front page number a chapter alike, also where chapters before it are coming."""
+    front = (book / "index.html").read_text(encoding="utf-8")
+    seen = 0
+    for number, chapter in enumerate(data.chapters(), start=1):
+        page = book / "chapters" / chapter.slug / "lesson.html"
+        if not chapter.lesson().is_file():
+            continue
+        seen += 1
+        title = re.search(r'<h1><span class="section-number">([\d.]+?)\.? </span>', page.read_text(encoding="utf-8"))
+        assert title is not None and title[1] == str(number), chapter.slug
+        beside = re.search(rf'href="chapters/{chapter.slug}/lesson.html">\s*(\d+)\. ', front)
+        assert beside is not None and beside[1] == str(number), chapter.slug
+        assert f">{number}. {chapter.title.split()[0]}" in front, f"{chapter.slug} on the map"
+    assert seen >= 5
+
+
 def test_a_build_that_cannot_work_says_why(tmp_path: Path) -> None:
     with pytest.raises(BookError, match=r"_config\.yml"):
         build_book(root=tmp_path, report=lambda line: None)
