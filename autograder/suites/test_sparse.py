@@ -529,7 +529,7 @@ def test_bigbird_random_blocks_are_new_ones(student, rng):
 def test_bigbird_draws_are_even_and_its_own(student, rng):
     """Over many draws every free block is chosen about equally often, also in the last row; rows differ."""
     base, count = bigbird(10, 3, 1), torch.zeros(10, 10)
-    draws = 160
+    draws = 160  # the standard deviation of a frequency is √(p(1 − p)/160) < 0.04, so 0.3 is more than seven of them
     for _ in range(draws):
         layout = layout_of(student, rng, 10, 3, 1, 2)
         count += layout ^ base
