@@ -32,6 +32,7 @@ BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
 STUB = "raise NotImplementedError"
 ADDITIVE, SCALED, SELF, POSITIONS = "additive", "scaled_dot_product", "self_attention", "positions"
 HEADS = "multi_head"
+SPARSE = "sparse"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -485,6 +486,62 @@ def crashes_on_a_list() -> bytes:
         return torch.linalg.multi_dot(list(layers.flip(0)))
         """,
     )
+    return paper.bytes()
+
+
+def loops_of_their_own() -> bytes:
+    """Plain loops and sets where they are allowed, and one slip at the end of a block."""
+    paper = solved(SPARSE)
+    paper.body(
+        "reachability",
+        """
+        *batch, n, _ = mask.shape
+        out = torch.zeros(*batch, n, n, dtype=torch.bool)
+        for b, one in enumerate(mask.reshape(-1, n, n).tolist()):
+            reads = [{j for j in range(n) if row[j]} | {i} for i, row in enumerate(one)]
+            for i in range(n):
+                known = {i}
+                for _ in range(layers):
+                    more = set().union(*(reads[m] for m in known))
+                    if more == known:
+                        break
+                    known = more
+                out.view(-1, n, n)[b, i, sorted(known)] = True
+        return out
+        """,
+    )
+    paper.body(
+        "mask_cost",
+        """
+        *_, n, m = mask.shape
+        tiles = [
+            bool(one[i : i + block, j : j + block].any())
+            for one in mask.reshape(-1, n, m)
+            for i in range(0, n - block + 1, block)  # whole tiles only
+            for j in range(0, m - block + 1, block)
+        ]
+        return float(mask.float().mean()), sum(tiles) / max(1, len(tiles))
+        """,
+    )
+    return paper.bytes()
+
+
+def numpy_where_torch_is_asked_for() -> bytes:
+    """A right layout of the wrong kind, and a function that was never begun."""
+    paper = solved(SPARSE)
+    paper.body(
+        "bigbird_layout",
+        """
+        rows, columns = np.indices((blocks, blocks))
+        layout = abs(rows - columns) <= window // 2
+        layout[:global_blocks] = layout[:, :global_blocks] = True
+        for row in layout:
+            free = np.flatnonzero(~row)
+            row[rng.choice(free, min(random_blocks, len(free)), replace=False)] = True
+        return layout
+        """,
+    )
+    paper["lsh_attention"] = stub(SPARSE, "lsh_attention")
     return paper.bytes()
 
 
@@ -1007,6 +1064,61 @@ CLASS = (
         crashes_on_a_list,
         29,
         {"attention_rollout": Expected("crashed", 0)},
+    ),
+    Entry("s001", SPARSE, "Everything right, as the reference has it.", lambda: solved(SPARSE).bytes(), 56),
+    Entry("s002", SPARSE, "Everything right, in other ways.", lambda: with_alternatives(SPARSE).bytes(), 56),
+    Entry(
+        "s003",
+        SPARSE,
+        "Good, in a style of its own, with one slip.",
+        loops_of_their_own,
+        53,
+        {"mask_cost": failed(0)},
+    ),
+    Entry(
+        "s004",
+        SPARSE,
+        "Lets query i stand at position i, however many keys there are.",
+        lambda: with_slips(
+            SPARSE, sliding_window_mask="top_left", dilated_mask="top_left", banded_attention="top_left"
+        ).bytes(),
+        50.2667,
+        {
+            "sliding_window_mask": failed(1.3333, "top_left"),
+            "dilated_mask": failed(1.3333, "top_left"),
+            "banded_attention": failed(1.6, "top_left"),
+        },
+    ),
+    Entry(
+        "s007",
+        SPARSE,
+        "Right values, at a cost that the contract rules out: all scores, and a mask.",
+        lambda: with_slips(
+            SPARSE,
+            banded_attention="masks_the_whole_matrix",
+            longformer_attention="masks_the_whole_matrix_too",
+            block_sparse_attention="masks_the_whole_matrix_by_blocks",
+            chunked_block_local_attention="masks_the_whole_matrix_by_pairs_of_blocks",
+            lsh_attention="masks_the_whole_matrix_by_buckets",
+            routing_attention="all_pairs_scored_first",
+        ).bytes(),
+        46.2902,
+        {
+            "banded_attention": failed(4, "masks_the_whole_matrix"),
+            "longformer_attention": failed(4.3636, "masks_the_whole_matrix_too"),
+            "block_sparse_attention": failed(4, "masks_the_whole_matrix_by_blocks"),
+            "chunked_block_local_attention": failed(3.2727, "masks_the_whole_matrix_by_pairs_of_blocks"),
+            "lsh_attention": failed(6.1538, "masks_the_whole_matrix_by_buckets"),
+            "routing_attention": failed(4.5, "all_pairs_scored_first"),
+        },
+    ),
+    Entry(
+        "s012",
+        SPARSE,
+        "A NumPy array where a tensor is asked for; one exercise not begun.",
+        numpy_where_torch_is_asked_for,
+        45,
+        {"bigbird_layout": failed(0), "lsh_attention": NOT_ATTEMPTED},
     ),
 )
 

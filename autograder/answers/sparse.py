@@ -433,6 +433,20 @@ def masks_the_whole_matrix(q, k, v, window, causal=False):
 
 @mistake(
     "banded_attention",
+    says="You go through the queries block by block and score every key for each: memory is small, work quadratic.",
+    hint="Which stretch of keys can one block of queries see at all? Score no other.",
+)
+def every_key_block_by_block(q, k, v, window, causal=False):
+    shift, out = k.shape[-2] - q.shape[-2], q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for rows in torch.arange(q.shape[-2]).split(64):
+        distance = rows[:, None] + shift - torch.arange(k.shape[-2])
+        seen = (distance >= 0) & (distance < window) if causal else distance.abs() <= window // 2
+        out[..., rows, :] = masked_softmax(q[..., rows, :] @ k.mT * q.shape[-1] ** -0.5, seen) @ v
+    return out
+
+
+@mistake(
+    "banded_attention",
     says="You fill hidden scores with −∞, so a query that sees no key becomes NaN.",
     hint="What is the softmax of a row in which every score is −∞?",
 )
@@ -556,6 +570,20 @@ def masks_the_whole_matrix_too(q, k, v, q_g, k_g, v_g, window, global_positions)
     return out.index_copy(-2, global_positions, rows)
 
 
+@mistake(
+    "longformer_attention",
+    says="You go through the queries block by block and score every key for each: memory is small, work quadratic.",
+    hint="An ordinary query needs the scores of its window and of the global tokens.",
+)
+def every_key_block_by_block_too(q, k, v, q_g, k_g, v_g, window, global_positions):
+    at, out = torch.arange(q.shape[-2]), q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for rows in at.split(64):
+        seen = ((rows[:, None] - at).abs() <= window // 2).index_fill(-1, global_positions, True)
+        out[..., rows, :] = masked_softmax(q[..., rows, :] @ k.mT * q.shape[-1] ** -0.5, seen) @ v
+    rows = (q_g[..., global_positions, :] @ k_g.mT * q.shape[-1] ** -0.5).softmax(-1) @ v_g
+    return out.index_copy(-2, global_positions, rows)
+
+
 # bigbird_layout
 
 
@@ -621,9 +649,9 @@ edit(
 edit(
     "bigbird_layout",
     "own_generator",
-    replace="rng.choice(",
-    by="np.random.default_rng().choice(",
-    says="You draw from a generator of your own, so the layout cannot be repeated.",
+    replace="    for row in layout:",
+    by="    rng = np.random.default_rng(0)\n    for row in layout:",
+    says="You draw from a generator of your own, so every layout is the same, whatever generator was given.",
     hint="What is the argument `rng` for?",
 )
 edit(
@@ -1030,6 +1058,25 @@ def masks_the_whole_matrix_by_buckets(qk, v, rotations, chunk):
     mask = met.any(dim=-3).tril(-1)
     mask = mask | (torch.eye(seq, dtype=torch.bool) & ~mask.any(-1, keepdim=True))
     return masked_softmax(qk @ F.normalize(qk, dim=-1).mT * qk.shape[-1] ** -0.5, mask) @ v
+
+
+@mistake(
+    "lsh_attention",
+    says="You go through the tokens block by block and score every key for each: memory is small, work quadratic.",
+    hint="What is the sorting for? A chunk meets two chunks.",
+)
+def every_key_block_by_block_after_hashing(qk, v, rotations, chunk):
+    at, out = torch.arange(qk.shape[-2]), torch.zeros_like(v)
+    bucket = lsh_buckets(qk, rotations)
+    place = bucket.argsort(dim=-1, stable=True).argsort(dim=-1) // chunk
+    for rows in at.split(64):
+        met = bucket[..., rows, None] == bucket[..., None, :]
+        met = met & (place[..., rows, None] <= place[..., None, :] + 1)
+        seen = met.any(dim=-3) & (at < rows[:, None])
+        seen = seen | ((at == rows[:, None]) & ~seen.any(-1, keepdim=True))
+        scores = qk[..., rows, :] @ F.normalize(qk, dim=-1).mT * qk.shape[-1] ** -0.5
+        out[..., rows, :] = masked_softmax(scores, seen) @ v
+    return out
 
 
 # routing_attention
