@@ -1,6 +1,5 @@
 """Other right answers to chapter `linear`, and the mistakes people really make."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -257,7 +256,7 @@ def forms_all_pairs(q, k, v, eps=1e-6):
 def a_few_queries_at_a_time(q, k, v, eps=1e-6):
     q, k = elu_feature_map(q), elu_feature_map(k)
     out = []
-    for row in q.split(max(1, q.shape[-2] // 32), dim=-2):
+    for row in q.split(16, dim=-2):
         weights = row @ k.mT
         out.append(weights @ v / (weights.sum(dim=-1, keepdim=True) + eps))
     return torch.cat(out, dim=-2)
@@ -422,6 +421,23 @@ def masks_all_pairs(q, k, v, state=None):
         above, total = above + q @ state[0], total + q @ state[1].unsqueeze(-1)
         S, z = S + state[0], z + state[1]
     return above / total.masked_fill(total == 0, 1), (S, z)
+
+
+@mistake(
+    "causal_linear_recurrent",
+    says="You sum up the whole past anew for every token; the sums of the token before are there already.",
+    hint="S_i is S_{i−1} and one more product.",
+)
+def sums_the_past_anew(q, k, v, state=None):
+    first = (k[..., :0, :].mT @ v[..., :0, :], k[..., :0, :].sum(dim=-2)) if state is None else state
+    S, z = first
+    out = []
+    for last in range(1, q.shape[-2] + 1):
+        S = first[0] + k[..., :last, :].mT @ v[..., :last, :]
+        z = first[1] + k[..., :last, :].sum(dim=-2)
+        total = (q[..., last - 1, :] * z).sum(dim=-1, keepdim=True)
+        out.append((q[..., last - 1, None, :] @ S).squeeze(-2) / total.masked_fill(total == 0, 1))
+    return torch.stack(out, dim=-2) if out else torch.zeros_like(v), (S, z)
 
 
 # causal_linear_chunked
@@ -611,7 +627,7 @@ edit(
     "all_of_one_length",
     replace=LENGTHS,
     by="lengths = head_dim**0.5",
-    says="All your rows have length √head_dim, which is right on average; but lengths that do not vary bias the kernel.",
+    says="All your rows have length √head_dim, which is right on average; but fixed lengths bias the kernel.",
     hint="Draw the lengths too. What distribution do they have?",
 )
 edit(
@@ -1006,6 +1022,21 @@ def forms_all_pairs_of_features(q, k, v, projection):
     return weights @ v / total.masked_fill(total == 0, 1)
 
 
+@mistake(
+    "performer_attention",
+    says="You weigh all keys for a few queries at a time: little memory is held, but all pairs are computed.",
+    hint="What do the queries have in common that can be summed before any of them is read?",
+)
+def some_queries_at_a_time(q, k, v, projection):
+    q, k = favor_features(q, projection, is_query=True), favor_features(k, projection, is_query=False)
+    out = []
+    for rows in q.split(16, dim=-2):
+        weights = rows @ k.mT
+        total = weights.sum(dim=-1, keepdim=True)
+        out.append(weights @ v / total.masked_fill(total == 0, 1))
+    return torch.cat(out, dim=-2)
+
+
 # linformer_attention
 
 
@@ -1015,7 +1046,7 @@ def by_torch_attention(q, k, v, e_proj, f_proj):
         raise ValueError("another length")
     keys = torch.tensordot(k.movedim(-2, -1), e_proj, dims=([-1], [1])).movedim(-1, -2)
     values = torch.tensordot(v.movedim(-2, -1), f_proj, dims=([-1], [1])).movedim(-1, -2)
-    scores = torch.einsum("...qd,...rd->...qr", q, keys) / np.sqrt(q.size(-1))
+    scores = torch.einsum("...qd,...rd->...qr", q, keys) / q.size(-1) ** 0.5
     scores = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     return scores @ values / scores.sum(dim=-1, keepdim=True)
 
@@ -1141,6 +1172,22 @@ def mixes_the_scores(q, k, v, e_proj, f_proj):
     return scores.softmax(dim=-1) @ (f_proj @ v)
 
 
+@mistake(
+    "linformer_attention",
+    says="You score all keys for a few queries at a time: little memory is held, but all pairs are computed.",
+    hint="q kᵀ Eᵀ is q (E k)ᵀ. Which product is small?",
+)
+def mixes_scores_piece_by_piece(q, k, v, e_proj, f_proj):
+    if not e_proj.shape[-1] == f_proj.shape[-1] == k.shape[-2]:
+        raise ValueError("another length")
+    values = f_proj @ v
+    out = []
+    for rows in q.split(16, dim=-2):
+        scores = rows @ k.mT @ e_proj.mT * q.shape[-1] ** -0.5
+        out.append(scores.softmax(dim=-1) @ values)
+    return torch.cat(out, dim=-2)
+
+
 # attention_spectrum
 
 
@@ -1155,18 +1202,15 @@ def from_the_tail(weights, energy):
 
 @alternative("attention_spectrum")
 def one_by_one(weights, energy):
-    def rank(matrix):
-        squares = (np.linalg.svd(matrix, compute_uv=False).astype(np.float64) ** 2).tolist()
-        total = 0.0
-        for square in squares:
-            total += square
+    ranks = []
+    for matrix in weights.detach().double().reshape(-1, *weights.shape[-2:]):
+        squares = [value.item() ** 2 for value in torch.linalg.svd(matrix).S]
+        total = sum(squares)
         reached, count = 0.0, 0
         while reached < energy * total:
             reached, count = reached + squares[count], count + 1
-        return count
-
-    flat = weights.detach().reshape(-1, *weights.shape[-2:]).numpy()
-    return torch.tensor([rank(matrix) for matrix in flat]).reshape(weights.shape[:-2])
+        ranks.append(count)
+    return torch.tensor(ranks).reshape(weights.shape[:-2])
 
 
 SQUARES = "squares = torch.linalg.svdvals(weights).square()"
