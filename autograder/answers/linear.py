@@ -255,11 +255,11 @@ def forms_all_pairs(q, k, v, eps=1e-6):
 )
 def a_few_queries_at_a_time(q, k, v, eps=1e-6):
     q, k = elu_feature_map(q), elu_feature_map(k)
-    out = []
-    for row in q.split(16, dim=-2):
-        weights = row @ k.mT
-        out.append(weights @ v / (weights.sum(dim=-1, keepdim=True) + eps))
-    return torch.cat(out, dim=-2)
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+    for first in range(0, q.shape[-2], 16):
+        weights = q[..., first : first + 16, :] @ k.mT
+        out[..., first : first + 16, :] = weights @ v / (weights.sum(dim=-1, keepdim=True) + eps)
+    return out
 
 
 # causal_linear_recurrent
@@ -1029,12 +1029,12 @@ def forms_all_pairs_of_features(q, k, v, projection):
 )
 def some_queries_at_a_time(q, k, v, projection):
     q, k = favor_features(q, projection, is_query=True), favor_features(k, projection, is_query=False)
-    out = []
-    for rows in q.split(16, dim=-2):
-        weights = rows @ k.mT
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+    for first in range(0, q.shape[-2], 16):
+        weights = q[..., first : first + 16, :] @ k.mT
         total = weights.sum(dim=-1, keepdim=True)
-        out.append(weights @ v / total.masked_fill(total == 0, 1))
-    return torch.cat(out, dim=-2)
+        out[..., first : first + 16, :] = weights @ v / total.masked_fill(total == 0, 1)
+    return out
 
 
 # linformer_attention
@@ -1181,11 +1181,11 @@ def mixes_scores_piece_by_piece(q, k, v, e_proj, f_proj):
     if not e_proj.shape[-1] == f_proj.shape[-1] == k.shape[-2]:
         raise ValueError("another length")
     values = f_proj @ v
-    out = []
-    for rows in q.split(16, dim=-2):
-        scores = rows @ k.mT @ e_proj.mT * q.shape[-1] ** -0.5
-        out.append(scores.softmax(dim=-1) @ values)
-    return torch.cat(out, dim=-2)
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+    for first in range(0, q.shape[-2], 16):
+        scores = q[..., first : first + 16, :] @ k.mT @ e_proj.mT * q.shape[-1] ** -0.5
+        out[..., first : first + 16, :] = scores.softmax(dim=-1) @ values
+    return out
 
 
 # attention_spectrum
