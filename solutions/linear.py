@@ -373,8 +373,8 @@ def gated_linear_attention(
     Returns:
         out: (*batch, seq, v_dim), without any normaliser.
         state: S after the last token. The one passed in is left as it was. A Python loop may run over chunks, not over
-            tokens; nothing larger is formed than all inputs together, or chunk × chunk × head_dim numbers. Decays so
-            strong that their product over a chunk is 0 in floating point are as exact as others.
+            tokens, and nothing larger is formed than seq × chunk × head_dim numbers. Decays so strong that their
+            product over a chunk rounds to 0 are as exact as others.
 
     Source: Yang et al. (2023), sections 2 to 4; Sun et al. (2023), section 2; Dao and Gu (2024), section 6.
 
