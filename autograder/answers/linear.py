@@ -596,21 +596,46 @@ def one_chunk_for_all(q, k, v, chunk, state=None):
     return above / total.masked_fill(total == 0, 1), (S, z)
 
 
+@mistake(
+    "causal_linear_chunked",
+    says="You keep a state for every token; it is enough to have one at the start of each chunk.",
+    hint="What inside a chunk replaces the states in between?",
+)
+def a_state_for_each_token(q, k, v, chunk, state=None):
+    if q.shape[-2] == 0:
+        return v, state
+    S, z = (k[..., :, None] * v[..., None, :]).cumsum(dim=-3), k.cumsum(dim=-2)
+    if state is not None:
+        S, z = S + state[0].unsqueeze(-3), z + state[1].unsqueeze(-2)
+    total = (q * z).sum(dim=-1, keepdim=True)
+    out = (q[..., None, :] @ S).squeeze(-2) / total.masked_fill(total == 0, 1)
+    return out, (S[..., -1, :, :], z[..., -1, :])
+
+
+edit(
+    "causal_linear_chunked",
+    "chunk_ignored",
+    replace="    seq = q.shape[-2]\n",
+    by="    seq, chunk = q.shape[-2], 64\n",
+    says="`chunk` has no effect: your chunks always have 64 tokens.",
+    hint="Which arguments does the work depend on?",
+)
+
+
 # orthogonal_random_features
 
 
 @alternative("orthogonal_random_features")
 def gram_schmidt(head_dim, features, generator):
-    rows = []
-    while len(rows) < features:
-        block = []
-        for _ in range(min(head_dim, features - len(rows))):
-            row = torch.randn(head_dim, generator=generator, dtype=torch.float64)
-            for other in (*block, *block):
-                row = row - (row @ other) * other
-            block.append(row / row.norm())
-        rows += [unit * torch.randn(head_dim, generator=generator, dtype=torch.float64).norm() for unit in block]
-    return torch.stack(rows).float()
+    blocks = -(-features // head_dim)
+    drawn = torch.randn(blocks, head_dim, head_dim, generator=generator, dtype=torch.float64)
+    units = []
+    for row in drawn.unbind(dim=1):
+        for other in (*units, *units):
+            row = row - (row * other).sum(dim=-1, keepdim=True) * other
+        units.append(row / row.norm(dim=-1, keepdim=True))
+    lengths = torch.randn(blocks, head_dim, head_dim, generator=generator, dtype=torch.float64).norm(dim=-1)
+    return (torch.stack(units, dim=1) * lengths[..., None]).flatten(0, 1)[:features].float()
 
 
 LENGTHS = "lengths = torch.randn(features, head_dim, generator=generator).norm(dim=-1, keepdim=True)"
@@ -722,6 +747,41 @@ def columns_of_the_tall_matrix(head_dim, features, generator):
     q, _ = torch.linalg.qr(torch.randn(max(features, head_dim), head_dim, generator=generator))
     lengths = torch.randn(features, head_dim, generator=generator).norm(dim=-1, keepdim=True)
     return q[:features] / q[:features].norm(dim=-1, keepdim=True) * lengths
+
+
+QR = "torch.linalg.qr(torch.randn(blocks, head_dim, head_dim, generator=generator))"
+edit(
+    "orthogonal_random_features",
+    "uniform_numbers",
+    replace=QR,
+    by="torch.linalg.qr(torch.rand(blocks, head_dim, head_dim, generator=generator))",
+    says="You start from numbers between 0 and 1, so that your directions gather around the diagonal.",
+    hint="rand or randn: which of them is the same in all directions?",
+)
+edit(
+    "orthogonal_random_features",
+    "uniform_numbers_around_zero",
+    replace=QR,
+    by="torch.linalg.qr(torch.rand(blocks, head_dim, head_dim, generator=generator) - 0.5)",
+    says="You start from numbers between −½ and ½, which fill a cube: directions towards its corners come too often.",
+    hint="rand or randn: which of them is the same in all directions?",
+)
+edit(
+    "orthogonal_random_features",
+    "lengths_from_the_same_matrix",
+    replace="    return q.mT",
+    by="    lengths = (q @ r).norm(dim=-1).reshape(-1, 1)[:features]\n    return q.mT",
+    says="You take row lengths of the matrix that gave the directions; its long rows pull the directions with them.",
+    hint="A length must tell nothing about its direction. Draw once more.",
+)
+edit(
+    "orthogonal_random_features",
+    "lengths_from_r",
+    replace=" * lengths",
+    by=" * r.diagonal(dim1=-2, dim2=-1).abs().reshape(-1, 1)[:features]",
+    says="You take the diagonal of R as lengths: what is left of each vector once the earlier ones are taken out.",
+    hint="How long is the last vector of a block after all others were projected out of it?",
+)
 
 
 # favor_features
@@ -885,6 +945,16 @@ def sines_and_cosines(x, projection, is_query):
     return torch.cat([angle.sin(), angle.cos()], dim=-1) * (exponent - largest).exp() * len(projection) ** -0.5
 
 
+edit(
+    "favor_features",
+    "a_floor_under_features",
+    replace="(exponent - largest).exp()",
+    by="(exponent - largest).clamp(min=-30).exp()",
+    says="You keep exponents from falling below −30, so that features which should be smaller are not.",
+    hint="A feature may be as small as it likes. Which keys would otherwise weigh too much?",
+)
+
+
 # performer_attention
 
 
@@ -1035,6 +1105,22 @@ def some_queries_at_a_time(q, k, v, projection):
         total = weights.sum(dim=-1, keepdim=True)
         out[..., first : first + 16, :] = weights @ v / total.masked_fill(total == 0, 1)
     return out
+
+
+@mistake(
+    "performer_attention",
+    says="You take one maximum off the keys of all sequences of the batch; beside a loud one a quiet one rounds to 0.",
+    hint="Over which axes do the keys of one sequence lie?",
+)
+def one_maximum_for_all_sequences(q, k, v, projection):
+    def exponent(x):
+        y = x * x.shape[-1] ** -0.25
+        return y @ projection.mT - y.square().sum(dim=-1, keepdim=True) / 2
+
+    q, k = exponent(q), exponent(k)
+    q, k = (q - q.amax(dim=-1, keepdim=True)).exp(), (k - k.max()).exp()
+    total = q @ k.sum(dim=-2).unsqueeze(-1)
+    return q @ (k.mT @ v) / total.masked_fill(total == 0, 1)
 
 
 # linformer_attention
