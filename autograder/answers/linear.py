@@ -359,6 +359,14 @@ edit(
 )
 edit(
     "causal_linear_recurrent",
+    "a_floor_under_the_normaliser",
+    replace="total.masked_fill(total == 0, 1)",
+    by="total.clamp(min=1e-12)",
+    says="You keep the normaliser from falling below a small number; small weights lose their sum of 1.",
+    hint="What should change when a query becomes a billion times smaller?",
+)
+edit(
+    "causal_linear_recurrent",
     "maps_what_is_mapped",
     replace="    if state is None:\n",
     by="    q, k = elu_feature_map(q), elu_feature_map(k)\n    if state is None:\n",
@@ -558,6 +566,14 @@ edit(
     by="total",
     says="Where no key weighs anything you divide 0 by 0, and NaN comes out.",
     hint="What should a query get whose weights are all 0?",
+)
+edit(
+    "causal_linear_chunked",
+    "a_floor_under_the_normaliser",
+    replace="total.masked_fill(total == 0, 1)",
+    by="total.clamp(min=1e-12)",
+    says="You keep the normaliser from falling below a small number; small weights lose their sum of 1.",
+    hint="What should change when a query becomes a billion times smaller?",
 )
 edit(
     "causal_linear_chunked",

@@ -366,11 +366,11 @@ def test_recurrent_does_not_see_the_future(student, rng):
 
 
 def without_weight(rng, seq=9):
-    """Mapped inputs where some queries find no weight: no feature of theirs is in any key so far."""
+    """Mapped inputs where some queries find no weight, as no key so far has their features, and one finds little."""
     q, k, v = draw_mapped(rng, seq=seq)
     k[:4, :2] = 0
     q[1, 2:], q[3, 2:] = 0, 0
-    q[6] = 0
+    q[6], q[7] = 0, 1e-20 * q[7]
     return q, k, v
 
 
