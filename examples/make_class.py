@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 SUBMITTED, README = HERE / "submitted", HERE / "README.md"
 BEGIN, END = "<!-- class: made by make_class.py -->", "<!-- class: end -->"
 STUB = "raise NotImplementedError"
-ADDITIVE, SCALED, SELF, POSITIONS = "additive", "scaled_dot_product", "self_attention", "positions"
+ADDITIVE, SCALED, SELF, POSITIONS, LINEAR = "additive", "scaled_dot_product", "self_attention", "positions", "linear"
 HEADS = "multi_head"
 SPARSE = "sparse"
 
@@ -621,10 +621,12 @@ CLASS = (
     Entry("s001", SCALED, "Everything right, as the reference has it.", lambda: solved(SCALED).bytes(), 26),
     Entry("s001", POSITIONS, "Everything right, as the reference has it.", lambda: solved(POSITIONS).bytes(), 48),
     Entry("s001", HEADS, "Everything right, as the reference has it.", lambda: solved(HEADS).bytes(), 62),
+    Entry("s001", LINEAR, "Everything right, as the reference has it.", lambda: solved(LINEAR).bytes(), 46),
     Entry("s002", ADDITIVE, "Everything right, in other ways.", lambda: with_alternatives(ADDITIVE).bytes(), 32),
     Entry("s002", SCALED, "Everything right, in other ways.", lambda: with_alternatives(SCALED).bytes(), 26),
     Entry("s002", POSITIONS, "Everything right, in other ways.", lambda: with_alternatives(POSITIONS).bytes(), 48),
     Entry("s002", HEADS, "Everything right, in other ways.", lambda: with_alternatives(HEADS).bytes(), 62),
+    Entry("s002", LINEAR, "Everything right, in other ways.", lambda: with_alternatives(LINEAR).bytes(), 46),
     Entry(
         "s003",
         ADDITIVE,
@@ -723,6 +725,25 @@ CLASS = (
             "GroupedQueryAttention": failed(5.6, "keys_repeated"),
             "KVCache": failed(4, "joined_anew"),
             "softcap": failed(0, "clamped"),
+        },
+    ),
+    Entry(
+        "s004",
+        LINEAR,
+        "Forgets the normaliser wherever there is one.",
+        lambda: with_slips(
+            LINEAR,
+            linear_attention="normaliser_forgotten",
+            causal_linear_recurrent="normaliser_forgotten",
+            causal_linear_chunked="normaliser_forgotten",
+            performer_attention="normaliser_forgotten",
+        ).bytes(),
+        30,
+        {
+            "linear_attention": failed(0, "normaliser_forgotten"),
+            "causal_linear_recurrent": failed(0, "normaliser_forgotten"),
+            "causal_linear_chunked": failed(0, "normaliser_forgotten"),
+            "performer_attention": failed(0, "normaliser_forgotten"),
         },
     ),
     Entry(
@@ -863,6 +884,62 @@ CLASS = (
             "attention_vjp": failed(0, "order_of_results"),
             "cross_entropy_grad": failed(0.8571, "smoothing_ignored"),
             "effective_support": failed(0.6667, "zero_times_log_zero"),
+        },
+    ),
+    Entry(
+        "s007",
+        LINEAR,
+        "Right numbers, but all pairs are formed after all.",
+        lambda: with_slips(
+            LINEAR,
+            linear_attention="forms_all_pairs",
+            causal_linear_recurrent="masks_all_pairs",
+            causal_linear_chunked="one_chunk_for_all",
+            performer_attention="forms_all_pairs_of_features",
+            linformer_attention="mixes_the_scores",
+        ).bytes(),
+        42.0189,
+        {
+            "linear_attention": failed(2.3333, "forms_all_pairs"),
+            "causal_linear_recurrent": failed(3.1429, "masks_all_pairs"),
+            "causal_linear_chunked": failed(4.5882, "one_chunk_for_all"),
+            "performer_attention": failed(2.5, "forms_all_pairs_of_features"),
+            "linformer_attention": failed(2.4545, "mixes_the_scores"),
+        },
+    ),
+    Entry(
+        "s008",
+        LINEAR,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            LINEAR,
+            elu_feature_map="rounds_to_zero",
+            linear_attention="eps_is_a_floor",
+            causal_linear_recurrent="writes_into_the_callers_state",
+            causal_linear_chunked="future_inside_the_chunk",
+            orthogonal_random_features="signs_of_qr_kept",
+            favor_features="keys_as_if_queries",
+            performer_attention="all_as_queries",
+            linformer_attention="projections_exchanged",
+            attention_spectrum="not_squared",
+            gated_linear_attention="divides_by_vanishing_products",
+            delta_rule="one_answer_for_the_chunk",
+            decoding_state_bytes="normaliser_not_counted",
+        ).bytes(),
+        15.5619,
+        {
+            "elu_feature_map": failed(1.7143, "rounds_to_zero"),
+            "linear_attention": failed(0, "eps_is_a_floor"),
+            "causal_linear_recurrent": failed(3.7143, "writes_into_the_callers_state"),
+            "causal_linear_chunked": failed(0, "future_inside_the_chunk"),
+            "orthogonal_random_features": failed(2.8, "signs_of_qr_kept"),
+            "favor_features": failed(1, "keys_as_if_queries"),
+            "performer_attention": failed(0, "all_as_queries"),
+            "linformer_attention": failed(0, "projections_exchanged"),
+            "attention_spectrum": failed(0, "not_squared"),
+            "gated_linear_attention": failed(5.3333, "divides_by_vanishing_products"),
+            "delta_rule": failed(0, "one_answer_for_the_chunk"),
+            "decoding_state_bytes": failed(1, "normaliser_not_counted"),
         },
     ),
     Entry(

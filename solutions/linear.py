@@ -135,7 +135,7 @@ def causal_linear_recurrent(
         out: (*batch, seq, v_dim), q_i S_i / (q_i · z_i) with S_i = Σ_{j ≤ i} k_j v_jᵀ and z_i = Σ_{j ≤ i} k_j; 0 where
             the normaliser is 0.
         state: the pair S (*batch, head_dim, v_dim) and z (*batch, head_dim) after the last token. The one passed in is
-            left as it was.
+            left as it was. Nothing of size seq × seq is formed.
 
     Source: Katharopoulos et al. (2020), section 3.4, equations 16 to 20.
 
@@ -177,8 +177,8 @@ def causal_linear_chunked(
 
     Returns:
         out: (*batch, seq, v_dim), what `causal_linear_recurrent` returns.
-        state: the pair (S, z) after the last token, likewise. No Python loop runs over tokens, and nothing larger is
-            formed than seq × chunk scores and one state a chunk.
+        state: the pair (S, z) after the last token, likewise. The one passed in is left as it was. No Python loop runs
+            over tokens, and nothing larger is formed than seq × chunk scores and one state a chunk.
 
     Source: Yang et al. (2023), section 3 (the chunkwise form); Sun et al. (2023), section 2.3.
 
@@ -214,6 +214,7 @@ def orthogonal_random_features(
     Returns:
         (features, head_dim), in torch's default dtype. Rows of one block are orthogonal; each row by itself is
         distributed as a standard Gaussian vector: its direction uniform, its length that of another Gaussian vector.
+        The lengths are independent of each other, and so are the blocks.
 
     Source: Choromanski et al. (2020), section 2.4 and appendix (orthogonal random features, regularised).
 
@@ -242,7 +243,8 @@ def favor_features(
     Returns:
         (*batch, seq, features): exp(w·y − |y|²/2 − c) / √features with y = x / head_dim^¼. c keeps exp from
         overflowing: for queries the maximum over the features of each row of w·y − |y|²/2, for keys one maximum over
-        all tokens and features of a sequence. The factor exp(−c) falls out of normalised attention.
+        all tokens and features of a sequence. The factor exp(−c) falls out of normalised attention, so gradients may
+        treat c as a constant.
 
     Source: Choromanski et al. (2020), section 2.3, lemma 1.
 
@@ -336,7 +338,7 @@ def attention_spectrum(weights: Float[Tensor, "*batch q_seq kv_seq"], energy: fl
 
     Returns:
         (*batch) integers: the least number of singular values, largest first, whose squares add up to at least
-        `energy` of the whole sum; 0 for a matrix of zeros.
+        `energy` of the whole sum; 0 where `energy` is 0, and for a matrix of zeros.
 
     Source: Wang et al. (2020), section 3, figure 1.
 
@@ -370,7 +372,9 @@ def gated_linear_attention(
 
     Returns:
         out: (*batch, seq, v_dim), without any normaliser.
-        state: S after the last token.
+        state: S after the last token. The one passed in is left as it was. A Python loop may run over chunks, not over
+            tokens, and nothing larger is formed than seq × chunk × head_dim numbers. Decays so strong that their
+            product over a chunk rounds to 0 are as exact as others.
 
     Source: Yang et al. (2023), sections 2 to 4; Sun et al. (2023), section 2; Dao and Gu (2024), section 6.
 
@@ -415,7 +419,7 @@ def delta_rule(
 
     Returns:
         out: (*batch, seq, v_dim).
-        state: S after the last token.
+        state: S after the last token, at the cost and with the precision of `gated_linear_attention`.
 
     Source: Schlag et al. (2021), section 4.2; Yang et al. (2024, delta rule), section 3 (the WY form of a chunk); Yang,
         Kautz, Hatamizadeh (2024), section 3.
