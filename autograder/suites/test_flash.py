@@ -384,18 +384,18 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 
 @hidden("blockwise_attention", kind="cost", weight=3, hint="Loop over blocks of queries and over blocks of keys.")
 def test_blockwise_memory_is_one_tile(student, rng):
-    """At 3,072 tokens in tiles of 256 × 256 nothing near the 9.4 million scores is ever held."""
-    inputs = draw(rng, q_seq=3072, head_dim=8, v_dim=8, dtype=torch.float32)
+    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
+    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     trace = student.trace("blockwise_attention", *inputs, 256, 256)
     some_rows(rng, trace.result, inputs)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 3,072 tokens")
-    at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
+    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
 
 
 @hidden("blockwise_attention", kind="cost", weight=2, hint="Which tiles hold not one pair that may be seen?")
 def test_blockwise_skips_the_future(student, rng):
     """Causal: as many products as the tiles that reach the past need, also with fewer queries than keys."""
-    for q_seq, kv_seq, tiles in ((512, 512, 36), (256, 512, 26)):
+    for q_seq, kv_seq, tiles in ((256, 256, 10), (128, 256, 7)):
         inputs = draw(rng, q_seq=q_seq, kv_seq=kv_seq, head_dim=4, v_dim=4, dtype=torch.float32)
         trace = student.trace("blockwise_attention", *inputs, 64, 64, True)
         some_rows(rng, trace.result, inputs, causal=True)
@@ -479,14 +479,11 @@ def test_backward_keeps_dtype_and_arguments(student, rng):
     unchanged([*single, 4, 3, True], after, "float32 inputs")
 
 
-def large_backward(rng, q_seq, kv_seq, width, causal):
-    """Float32 arguments of a long sequence; lse and out from tiles of rows, so that nothing here is large either."""
+def large_backward(rng, q_seq, kv_seq, width):
+    """Causal float32 arguments of a long sequence; out and lse from blocks of rows, so that nothing here is large."""
     q, k, v = draw(rng, q_seq=q_seq, kv_seq=kv_seq, head_dim=width, v_dim=width, dtype=torch.float32)
-    shift = kv_seq - q_seq
-    rows = [
-        (r, k[: r + 256 + shift] if causal else k, v[: r + 256 + shift] if causal else v) for r in range(0, q_seq, 256)
-    ]
-    parts = [dense(q[r : r + 256], keys, values, causal) for r, keys, values in rows]
+    ends = range(256 + kv_seq - q_seq, kv_seq + 256, 256)
+    parts = [dense(rows, k[:end], v[:end], True) for rows, end in zip(q.split(256), ends, strict=True)]
     out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
     return q, k, v, out, lse, tensor(rng, q_seq, width)
 
@@ -495,30 +492,29 @@ def large_backward(rng, q_seq, kv_seq, width, causal):
     "flash_attention_backward", kind="cost", weight=3, hint="Recompute the weights of one tile, use them, and go on."
 )
 def test_backward_memory_is_one_tile(student, rng):
-    """At 3,072 tokens in tiles of 256 × 256 nothing near the 9.4 million weights is ever held."""
-    args = large_backward(rng, 3072, 3072, 8, False)
-    trace = student.trace("flash_attention_backward", *args, 256, 256)
-    some_gradients(rng, trace.result, args)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 3,072 tokens")
-    at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
+    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
+    args = large_backward(rng, 2048, 2048, 8)
+    trace = student.trace("flash_attention_backward", *args, 256, 256, True)
+    some_gradients(rng, trace.result, *args[:3], args[-1])
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
+    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
 
 
-def some_gradients(rng, found, args):
-    """Fail unless a few rows of dq are right."""
-    q, k, v, *_, d_out = args
-    require(isinstance(found, (tuple, list)) and len(found) == 3, "the result should be a tuple of 3: dq, dk, dv.")
+def some_gradients(rng, found, q, k, v, d_out):
+    """Fail unless a few rows of dq, with causal, are right."""
+    require(isinstance(found, (tuple, list)) and len(found) >= 3, "the result should be a tuple: dq, dk, dv.")
     require(isinstance(found[0], torch.Tensor) and found[0].shape == q.shape, "dq should have the shape of q.")
     for row in rng.choice(len(q), size=4, replace=False):
-        own = q[row : row + 1], k, v
+        own = q[row : row + 1], k[: row + 1], v[: row + 1]
         want = gradients(own, d_out[row : row + 1], lambda *x: dense(*x)[0])[0][0]
-        close(found[0][row], want, what="one row of dq of many", rtol=1e-3)
+        close(found[0][row], want, what="one row of dq of many", rtol=1e-3, atol=1e-5)
 
 
 @hidden("flash_attention_backward", kind="cost", weight=2, hint="Five products a tile, and no tile of the future.")
 def test_backward_work_is_five_products_a_tile(student, rng):
     """Causal: five products for each tile that reaches the past, none for the others."""
-    for q_seq, kv_seq, tiles in ((512, 512, 36), (256, 512, 26)):
-        args = large_backward(rng, q_seq, kv_seq, 4, True)
+    for q_seq, kv_seq, tiles in ((256, 256, 10), (128, 256, 7)):
+        args = large_backward(rng, q_seq, kv_seq, 4)
         trace = student.trace("flash_attention_backward", *args, 64, 64, True)
         require(
             0 < trace.flops <= 1.02 * tiles * 64 * 64 * 2 * 4 * 5, "more was multiplied than five products a tile need."
@@ -650,19 +646,19 @@ def test_function_saves_five_tensors(student, rng):
 
 @hidden("FlashAttention", kind="cost", weight=3, hint="Neither pass may hold what grows with the square of the length.")
 def test_function_memory(student, rng):
-    """At 3,072 tokens neither pass holds anything near the 9.4 million weights."""
-    inputs = draw(rng, q_seq=3072, head_dim=8, v_dim=8, dtype=torch.float32)
-    forward = applied(student).trace(*inputs, False, 256, 256)
-    some_rows(rng, forward.result, inputs)
+    """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
+    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    forward = applied(student).trace(*inputs, True, 256, 256)
+    some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
-    at_most(forward.outside_bytes, 16 * MIB, what="growth of the process's memory in the forward pass, in bytes")
-    d_out, ctx = tensor(rng, 3072, 8), made(student)
-    _, tensors, others = forward_on(ctx, *inputs, False, 256, 256)
+    at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
+    d_out, ctx = tensor(rng, 2048, 8), made(student)
+    _, tensors, others = forward_on(ctx, *inputs, True, 256, 256)
     require(plain(others), "ctx keeps more than plain numbers beside the saved tensors.")
     backward = backward_trace(ctx, tensors, others, d_out)
-    some_gradients(rng, (backward.result or ())[:3], (*inputs, None, None, d_out))
+    some_gradients(rng, backward.result, *inputs, d_out)
     at_most(backward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the backward pass")
-    at_most(backward.outside_bytes, 16 * MIB, what="growth of the process's memory in the backward pass, in bytes")
+    at_most(backward.outside_bytes, 12 * MIB, what="growth of the process's memory in the backward pass, in bytes")
 
 
 # hbm_accesses
@@ -1065,9 +1061,9 @@ def test_lazy_keeps_dtype_and_arguments(student, rng):
 
 @hidden("chunked_lazy_attention", kind="cost", weight=3, hint="Cut the queries into chunks as well as the keys.")
 def test_lazy_memory_is_one_chunk(student, rng):
-    """At 3,072 tokens in chunks of 256 nothing near the 9.4 million scores is ever held."""
-    inputs = draw(rng, q_seq=3072, head_dim=8, v_dim=8, dtype=torch.float32)
+    """At 2,048 tokens in chunks of 256 nothing near the 4.2 million scores is ever held."""
+    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     trace = student.trace("chunked_lazy_attention", *inputs, 256)
     some_rows(rng, trace.result, inputs)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 3,072 tokens")
-    at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
+    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
