@@ -386,6 +386,7 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 def test_blockwise_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    student.blockwise_attention(*(x[:256] for x in inputs), 256, 256)  # what a first product sets up is not measured
     trace = student.trace("blockwise_attention", *inputs, 256, 256)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
@@ -494,6 +495,7 @@ def large_backward(rng, q_seq, kv_seq, width):
 def test_backward_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
     args = large_backward(rng, 2048, 2048, 8)
+    student.flash_attention_backward(*(x[:256] for x in args), 256, 256, True)  # what this sets up is not measured
     trace = student.trace("flash_attention_backward", *args, 256, 256, True)
     some_gradients(rng, trace.result, *args[:3], args[-1])
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
@@ -648,7 +650,9 @@ def test_function_saves_five_tensors(student, rng):
 def test_function_memory(student, rng):
     """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    forward = applied(student).trace(*inputs, True, 256, 256)
+    function = applied(student)
+    function(*(x[:256] for x in inputs), True, 256, 256)  # what a first product sets up is not measured
+    forward = function.trace(*inputs, True, 256, 256)
     some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
     at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
@@ -950,7 +954,7 @@ def test_added_up_in_sixteen_bits(student, rng):
     """bfloat16 all the way: both products, and the sum of the weights, lose what their accumulator cannot hold."""
     inputs = draw(rng, q_seq=6, kv_seq=300, head_dim=16, v_dim=4, dtype=torch.float32)
     inputs = [0.3 * inputs[0], inputs[1], inputs[2] + 2.0]
-    mixed(student, inputs, torch.bfloat16, torch.bfloat16, 0.02, "bfloat16 in bfloat16")
+    mixed(student, inputs, torch.bfloat16, torch.bfloat16, 0.004, "bfloat16 in bfloat16")
 
 
 @hidden("mixed_precision_attention", hint="Neither dtype need be one of sixteen bits.")
@@ -969,7 +973,7 @@ def test_wider_dtypes(student, rng):
     hint="Ten bits beat seven, and a wide sum beats a narrow one.",
 )
 def test_error_budget(student, rng):
-    """Against float64: float16 in float32 is good to 1e-3, bfloat16 in float32 to 1e-2; in bfloat16 it is not."""
+    """Against float64: float16 in float32 is good to 6e-4, bfloat16 in float32 to 1e-2; in bfloat16 it is not."""
     inputs = draw(rng, q_seq=8, kv_seq=200, head_dim=32, v_dim=8)
     inputs[2] = inputs[2] + 1.0
     exact = dense(*inputs)[0]
@@ -982,7 +986,7 @@ def test_error_budget(student, rng):
         found = student.mixed_precision_attention(*inputs, compute, accumulate)
         require(isinstance(found, torch.Tensor) and found.shape == exact.shape, "the shape of the output is off.")
         errors[compute, accumulate] = float((found.double() - exact).abs().mean())
-    at_most(errors[torch.float16, torch.float32], 1e-3, what="mean error of float16 added up in float32")
+    at_most(errors[torch.float16, torch.float32], 6e-4, what="mean error of float16 added up in float32")
     at_most(errors[torch.bfloat16, torch.float32], 1e-2, what="mean error of bfloat16 added up in float32")
     narrow, wide = errors[torch.bfloat16, torch.bfloat16], errors[torch.bfloat16, torch.float32]
     require(narrow > 2 * wide, "adding up in bfloat16 should cost far more than reading bfloat16.")
@@ -992,7 +996,7 @@ def test_error_budget(student, rng):
 def test_mixed_precision_survives_large_scores(student, rng):
     """Scores in the hundreds do not overflow in float16."""
     q, k, v = draw(rng, 2, q_seq=6, kv_seq=9, head_dim=16, dtype=torch.float32)
-    mixed(student, (8 * q, 8 * k, v), torch.float16, torch.float16, 0.02, "float16 in float16 at large scores")
+    mixed(student, (8 * q, 8 * k, v), torch.float16, torch.float16, 0.005, "float16 in float16 at large scores")
 
 
 @hidden(
@@ -1005,7 +1009,7 @@ def test_mixed_precision_leaves_its_arguments(student, rng):
     unchanged([*inputs, None, None], after, "float32 inputs")
     expected = in_mixed_precision(*inputs, torch.bfloat16, torch.float32)
     require(isinstance(result, torch.Tensor) and result.shape == expected.shape, "the shape of the output is off.")
-    at_most(float((result.double() - expected.double()).abs().mean()), 2e-3, what="mean distance from the definition")
+    at_most(float((result.double() - expected.double()).abs().mean()), 4e-4, what="mean distance from the definition")
 
 
 # chunked_lazy_attention
@@ -1063,7 +1067,17 @@ def test_lazy_keeps_dtype_and_arguments(student, rng):
 def test_lazy_memory_is_one_chunk(student, rng):
     """At 2,048 tokens in chunks of 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    student.chunked_lazy_attention(*(x[:256] for x in inputs), 256)  # what a first product sets up is not measured
     trace = student.trace("chunked_lazy_attention", *inputs, 256)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
+
+
+@hidden("chunked_lazy_attention", kind="cost", hint="A few queries against very many keys: what is the longest tensor?")
+def test_lazy_memory_of_few_queries(student, rng):
+    """For 32 queries and 16,384 keys in chunks of 512 nothing near the 524,288 scores is ever held."""
+    inputs = draw(rng, q_seq=32, kv_seq=16384, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("chunked_lazy_attention", *inputs, 512)
+    some_rows(rng, trace.result, inputs)
+    at_most(trace.largest, 5 * 512 * 32, what="elements of the largest tensor of 32 queries and 16,384 keys")
