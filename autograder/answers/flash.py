@@ -424,7 +424,7 @@ edit(
             maximum = larger
         out[..., rows, :] = acc
 """,
-    says="You add up the softmax of each tile, as FlashAttention is often retold: each tile gets the weight of a whole row.",
+    says="You add up the softmax of each tile, as FlashAttention is often retold: each counts like a whole row.",
     hint="The softmax of a row runs over all of its tiles. What do its weights sum to in yours?",
 )
 edit(
@@ -1482,7 +1482,7 @@ edit(
     "sum_left_to_torch",
     replace="total = accumulated_product(weights, torch.ones_like(k[..., :1]), accumulate)",
     by="total = weights.sum(dim=-1, keepdim=True)",
-    says="The sum of the weights is torch's own, which adds in float32 inside; each sum should be rounded to `accumulate`.",
+    says="The sum of the weights is torch's own, which adds in float32 inside; `accumulate` should round each step.",
     hint="A sum is a product with a column of ones.",
 )
 edit(

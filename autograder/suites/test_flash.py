@@ -386,7 +386,7 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 def test_blockwise_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    student.blockwise_attention(*(x[:256] for x in inputs), 256, 256)  # what a first product sets up is not measured
+    student.trace("blockwise_attention", *(x[:256] for x in inputs), 256, 256)  # what a first trace sets up is no cost
     trace = student.trace("blockwise_attention", *inputs, 256, 256)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
@@ -495,11 +495,11 @@ def large_backward(rng, q_seq, kv_seq, width):
 def test_backward_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
     args = large_backward(rng, 2048, 2048, 8)
-    student.flash_attention_backward(*(x[:256] for x in args), 256, 256, True)  # what this sets up is not measured
+    student.trace("flash_attention_backward", *(x[:256] for x in args), 256, 256, True)  # a first trace costs more
     trace = student.trace("flash_attention_backward", *args, 256, 256, True)
     some_gradients(rng, trace.result, *args[:3], args[-1])
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.outside_bytes, 20 * MIB, what="growth of the process's memory in bytes")
 
 
 def some_gradients(rng, found, q, k, v, d_out):
@@ -651,7 +651,7 @@ def test_function_memory(student, rng):
     """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     function = applied(student)
-    function(*(x[:256] for x in inputs), True, 256, 256)  # what a first product sets up is not measured
+    function.trace(*(x[:256] for x in inputs), True, 256, 256)  # what a first trace sets up is no cost
     forward = function.trace(*inputs, True, 256, 256)
     some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
@@ -797,14 +797,12 @@ def test_blocks_of_other_precisions(student, rng):
             )
 
 
-@hidden("choose_blocks", weight=1, hint="What is left when no 16 further queries fit may still hold further keys.")
+@hidden("choose_blocks", hint="What is left when no 16 further queries fit may still hold further keys.")
 def test_blocks_leave_nothing_unused(student, rng):
     """What is left beside block_q goes to block_k."""
-    for head_dim, keys in ((16, 32), (8, 48)):
-        block_q = 16 * int(rng.integers(2, 4))
-        sram = max(held(block_q, keys, head_dim, 2), held(block_q, 16, head_dim, 2))
-        sram = min(max(sram, held(block_q, 16, head_dim, 2)), held(block_q + 16, 16, head_dim, 2) - 1)
-        close(student.choose_blocks(sram, head_dim, 2), best_blocks(sram, head_dim, 2), what="(block_q, block_k)")
+    for head_dim, size, block_q in ((128, 1, 64), (64, 2, 32), (96, 1, 48)):
+        sram = held(block_q, 32, head_dim, size) + int(rng.integers(1000))
+        close(student.choose_blocks(sram, head_dim, size), (block_q, 32), what="(block_q, block_k) with keys to spare")
 
 
 @hidden("choose_blocks", kind="property", hint="Put your pair back into the sum of bytes.")
@@ -945,7 +943,7 @@ def test_sixteen_bits_added_in_float32(student, rng):
     """bfloat16 and float16 operands, added up in float32."""
     inputs = draw(rng, 2, q_seq=12, kv_seq=17, head_dim=24, v_dim=8, dtype=torch.float32)
     inputs[2] = inputs[2] + 1.0
-    mixed(student, inputs, torch.bfloat16, torch.float32, 2e-4, "bfloat16 in float32")
+    mixed(student, inputs, torch.bfloat16, torch.float32, 1e-4, "bfloat16 in float32")
     mixed(student, inputs, torch.float16, torch.float32, 3e-5, "float16 in float32")
 
 
@@ -1009,7 +1007,7 @@ def test_mixed_precision_leaves_its_arguments(student, rng):
     unchanged([*inputs, None, None], after, "float32 inputs")
     expected = in_mixed_precision(*inputs, torch.bfloat16, torch.float32)
     require(isinstance(result, torch.Tensor) and result.shape == expected.shape, "the shape of the output is off.")
-    at_most(float((result.double() - expected.double()).abs().mean()), 4e-4, what="mean distance from the definition")
+    at_most(float((result.double() - expected.double()).abs().mean()), 0.02, what="mean distance from the definition")
 
 
 # chunked_lazy_attention
@@ -1067,11 +1065,11 @@ def test_lazy_keeps_dtype_and_arguments(student, rng):
 def test_lazy_memory_is_one_chunk(student, rng):
     """At 2,048 tokens in chunks of 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    student.chunked_lazy_attention(*(x[:256] for x in inputs), 256)  # what a first product sets up is not measured
+    student.trace("chunked_lazy_attention", *(x[:256] for x in inputs), 256)  # what a first trace sets up is no cost
     trace = student.trace("chunked_lazy_attention", *inputs, 256)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
 
 
 @hidden("chunked_lazy_attention", kind="cost", hint="A few queries against very many keys: what is the longest tensor?")
