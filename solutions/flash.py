@@ -29,6 +29,34 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class LargestTensor(TorchDispatchMode):
+    """Measures memory: inside `with LargestTensor() as made:`, `made.numbers` is the size of the largest tensor made.
+
+    Example:
+        >>> with LargestTensor() as made:
+        ...     total = (torch.ones(3, 1) * torch.ones(1, 5)).sum()
+        >>> made.numbers
+        15
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # or torch would import its compiler, many seconds for something not used here
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Run one operation of torch and note the size of what it makes."""
+        result = operation(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(one, Tensor):
+                self.numbers = max(self.numbers, one.numel())
+        return result
 
 
 def online_softmax(
