@@ -123,6 +123,24 @@ edit(
 )
 
 
+edit(
+    "online_softmax",
+    "starts_at_a_large_negative_number",
+    replace="maximum = chunk.new_full(chunk.shape[:-1], -torch.inf)",
+    by="maximum = chunk.new_full(chunk.shape[:-1], -1e9)",
+    says="Your maximum starts at a large negative number instead of −∞; a row that is masked altogether ends with it.",
+    hint="What is the maximum of no scores?",
+)
+edit(
+    "online_softmax",
+    "masked_rows_sum_to_one",
+    replace="    return maximum, total",
+    by="    return maximum, total.masked_fill(maximum == -torch.inf, 1)",
+    says="For a row in which all is masked you return a sum of 1; nothing was seen, so the sum is 0.",
+    hint="How many terms does the sum of such a row have?",
+)
+
+
 @mistake(
     "online_softmax",
     says="You put all chunks together: the result is right, but the whole row is what should not be held.",
@@ -246,6 +264,23 @@ edit(
     hint="Which number leaves a sum of exponentials as it is?",
 )
 
+edit(
+    "merge_partials",
+    "winner_takes_all",
+    replace=MERGED,
+    by="return torch.where((lse_a >= lse_b).unsqueeze(-1), out_a, out_b), lse",
+    says="You keep the output of the part with the larger lse and drop the other; both count by their shares.",
+    hint="What should come out if both parts have the same lse?",
+)
+edit(
+    "merge_partials",
+    "measured_from_the_first_part",
+    replace="    lse = torch.logaddexp(lse_a, lse_b)\n",
+    by="    lse = lse_a + (1 + (lse_b - lse_a).exp()).log()\n",
+    says="You measure from the first part even where it is the smaller, or empty: exp(lse_b − lse_a) overflows.",
+    hint="From which of the two should the difference be taken so that no exponent is positive?",
+)
+
 # causal_block_schedule
 
 
@@ -358,6 +393,23 @@ edit(
     by="    block_q, block_k = block_k, block_q\n    first_query = torch.arange",
     says="Queries are cut by block_k and keys by block_q in yours.",
     hint="Try tiles that are taller than wide.",
+)
+
+edit(
+    "causal_block_schedule",
+    "negative_shift_ignored",
+    replace="    first_query = torch.arange",
+    by="    shift = max(shift, 0)\n    first_query = torch.arange",
+    says="You take a negative shift for 0; with more queries than keys the first ones stand before all keys.",
+    hint="Which queries see nothing when there are more of them than keys?",
+)
+edit(
+    "causal_block_schedule",
+    "not_integers",
+    replace="return reached.long() + whole.long()",
+    by="return reached.float() + whole.float()",
+    says="Your codes are floating-point numbers; they should be integers (int64).",
+    hint="Which dtype has torch.arange?",
 )
 
 # blockwise_attention
@@ -586,18 +638,45 @@ edit(
 )
 
 
+edit(
+    "blockwise_attention",
+    "masked_by_a_large_negative_number",
+    replace="scores = scores.masked_fill(~seen, -torch.inf)",
+    by="scores = scores.masked_fill(~seen, -1e9)",
+    says="You mask with a large negative number: a query that sees no key averages the keys it must not see.",
+    hint="What remains of such a row when its maximum, that very number, is taken off?",
+)
+edit(
+    "blockwise_attention",
+    "skipped_by_number_of_block",
+    replace="rows.stop + shift if causal else kv_seq, block_k",
+    by="min(kv_seq, (i // block_q + 1) * block_k) if causal else kv_seq, block_k",
+    says="You skip tiles by number of block, which is right only for square tiles and as many queries as keys.",
+    hint="At which position does the last query of a block stand?",
+)
+edit(
+    "blockwise_attention",
+    "loop_runs_past_the_keys",
+    replace="rows.stop + shift if causal else kv_seq, block_k",
+    by="i + block_q + shift if causal else kv_seq, block_k",
+    says="In the last block of queries your loop may run past the last key, to a tile with nothing in it.",
+    hint="Where does the last query of a shorter block stand?",
+)
+
+
 @mistake(
     "blockwise_attention",
-    says="You compute all scores at once: the result is right, and the memory is what tiles were to save.",
-    hint="Two loops: blocks of queries, and for each of them blocks of keys.",
+    says="You take one query after another with all of its keys: no online softmax, and a step for every row.",
+    hint="A tile holds block_q queries and block_k keys, and takes a few lines.",
 )
-def in_one_go(q, k, v, block_q, block_k, causal=False):
-    scores = q @ k.mT * q.shape[-1] ** -0.5
-    if causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
-        scores = scores.masked_fill(~seen, -torch.inf)
-    lse = scores.logsumexp(dim=-1)
-    return (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp() @ v, lse
+def row_by_row(q, k, v, block_q, block_k, causal=False):
+    out, lse = torch.zeros_like(q[..., :1] * v[..., :1, :]), torch.zeros_like(q[..., 0])
+    for i in range(q.shape[-2]):
+        end = max(0, i + k.shape[-2] - q.shape[-2] + 1) if causal else k.shape[-2]
+        scores = q[..., i : i + 1, :] @ k[..., :end, :].mT * q.shape[-1] ** -0.5
+        lse[..., i] = scores.logsumexp(dim=-1).squeeze(-1)
+        out[..., i, :] = (scores.softmax(dim=-1) @ v[..., :end, :]).squeeze(-2)
+    return out, lse
 
 
 # flash_attention_backward
@@ -781,6 +860,54 @@ edit(
 
 @mistake(
     "flash_attention_backward",
+    says="You take one query after another with all of its keys: a step for every row instead of one for every tile.",
+    hint="A tile holds block_q queries and block_k keys, and takes a few lines.",
+    name="row_by_row",
+)
+def backward_row_by_row(q, k, v, out, lse, d_out, block_q, block_k, causal=False):
+    shift, scale = k.shape[-2] - q.shape[-2], q.shape[-1] ** -0.5
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for i in range(q.shape[-2]):
+        row, end = slice(i, i + 1), max(0, i + shift + 1) if causal else k.shape[-2]
+        keys, d_row = k[..., :end, :], d_out[..., row, :]
+        weights = (q[..., row, :] @ keys.mT * scale - lse[..., row, None]).exp()
+        delta = (out[..., row, :] * d_row).sum(-1, keepdim=True)
+        d_scores = weights * (d_row @ v[..., :end, :].mT - delta) * scale
+        dq[..., row, :] = d_scores @ keys
+        dk[..., :end, :] += d_scores.mT @ q[..., row, :]
+        dv[..., :end, :] += weights.mT @ d_row
+    return dq, dk, dv
+
+
+@mistake(
+    "flash_attention_backward",
+    says="You compute lse and out once more instead of using those that were saved: two products a tile too many.",
+    hint="What did the forward pass hand over beside q, k and v?",
+)
+def forward_run_again(q, k, v, out, lse, d_out, block_q, block_k, causal=False):
+    out, lse = blockwise_attention(q, k, v, block_q, block_k, causal)
+    shift, scale = k.shape[-2] - q.shape[-2], q.shape[-1] ** -0.5
+    delta = (out * d_out).sum(dim=-1, keepdim=True)
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for j in range(0, k.shape[-2], block_k):
+        columns = slice(j, j + block_k)
+        for i in range(max(0, j - shift) // block_q * block_q if causal else 0, q.shape[-2], block_q):
+            rows = slice(i, i + block_q)
+            scores = q[..., rows, :] @ k[..., columns, :].mT * scale
+            if causal:
+                seen = torch.ones_like(scores, dtype=torch.bool).tril(i + shift - j)
+                scores = scores.masked_fill(~seen, -torch.inf)
+            weights = (scores - lse[..., rows, :]).exp()
+            d_scores = weights * (d_out[..., rows, :] @ v[..., columns, :].mT - delta[..., rows, :]) * scale
+            dq[..., rows, :] += d_scores @ k[..., columns, :]
+            dk[..., columns, :] += d_scores.mT @ q[..., rows, :]
+            dv[..., columns, :] += weights.mT @ d_out[..., rows, :]
+    return dq, dk, dv
+
+
+@mistake(
+    "flash_attention_backward",
     says="You compute all weights at once: the gradients are right, and the memory is what recomputation was to save.",
     hint="Recompute the weights of one tile, add its share to dq, dk and dv, and forget it.",
     name="in_one_go",
@@ -919,6 +1046,25 @@ edit(
     says="Your forward pass works by tiles; your backward pass holds all weights at once.",
     hint="backward should use tiles of the same size. How does it learn of it?",
 )
+
+
+@mistake(
+    "FlashAttention",
+    says="You keep tensors as attributes instead of saving them: autograd cannot free them, nor see them changed.",
+    hint="Tensors go to save_for_backward, and only there.",
+)
+class attributes_instead_of_saving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal=False, block_q=64, block_k=64):
+        out, lse = blockwise_attention(q, k, v, block_q, block_k, causal)
+        ctx.tensors = q, k, v, out, lse
+        ctx.settings = block_q, block_k, causal
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        return *flash_attention_backward(*ctx.tensors, d_out, *ctx.settings), None, None, None
+
 
 # hbm_accesses
 
@@ -1069,6 +1215,32 @@ edit(
     hint='What should happen for "flash_3"?',
 )
 
+edit(
+    "hbm_accesses",
+    "number_of_blocks_as_a_fraction",
+    replace="math.ceil(seq / math.ceil(sram / (4 * head_dim)))",
+    by="seq / math.ceil(sram / (4 * head_dim))",
+    says="Your number of blocks is a fraction; a loop runs a whole number of times.",
+    hint="How many blocks of 4 hold 9 rows?",
+)
+edit(
+    "hbm_accesses",
+    "theorem_instead_of_count",
+    replace='    if algorithm == "flash_1":\n',
+    by='    if algorithm in ("flash_1", "flash_2"):\n        return seq**2 * head_dim**2 // sram\n'
+    '    if algorithm == "flash_1":\n',
+    says="You return seq² · head_dim² / sram, which says how the count grows; asked for is the count.",
+    hint="A Θ hides constant factors and smaller terms. Follow the loops.",
+)
+edit(
+    "hbm_accesses",
+    "outer_block_capped_by_head_dim",
+    replace="math.ceil(seq / math.ceil(sram / (4 * head_dim)))",
+    by="math.ceil(seq / min(math.ceil(sram / (4 * head_dim)), head_dim))",
+    says="You cap the block of the outer loop by head_dim; it is the inner loop's block that is capped.",
+    hint="Which of the two sizes of line 1 belongs to the outer loop?",
+)
+
 # choose_blocks
 
 
@@ -1205,6 +1377,23 @@ edit(
     by="    block_q = max(block_q, 16)\n    if block_q < 16:\n",
     says="A memory that does not hold (16, 16) is not refused with a ValueError.",
     hint="What does your function return when nothing fits?",
+)
+
+edit(
+    "choose_blocks",
+    "pair_reversed",
+    replace="    return block_q, block_k",
+    by="    return block_k, block_q",
+    says="You return (block_k, block_q).",
+    hint="Which of the two is named first?",
+)
+edit(
+    "choose_blocks",
+    "no_room_for_the_keys",
+    replace="(sram_bytes - 16 * each_key) // (each_query",
+    by="sram_bytes // (each_query",
+    says="You choose block_q as if keys and values took no room at all; 16 of them have to fit beside it.",
+    hint="With which block_k does the largest block_q fit?",
 )
 
 # split_kv_decode
@@ -1376,6 +1565,15 @@ edit(
     hint="partial_out and partial_lse hold all that is needed.",
 )
 
+edit(
+    "split_kv_decode",
+    "parts_already_weighted",
+    replace=MERGE,
+    by="return shares.unsqueeze(-2) @ partial_out, shares.unsqueeze(-1) * partial_out, partial_lse",
+    says="Your partial_out is weighted by the part's share already; a part is attention over its own keys alone.",
+    hint="What can one part know of the others?",
+)
+
 # mixed_precision_attention
 
 
@@ -1493,6 +1691,24 @@ edit(
     "    scores = accumulated_product(q, k.mT, accumulate) * q",
     says="Your products are torch's own, which add up in float32 inside whatever dtype is asked for.",
     hint="Compare 300 ones added up in bfloat16 with torch's product of two vectors of ones.",
+)
+
+edit(
+    "mixed_precision_attention",
+    "only_the_result_is_rounded",
+    replace="    " + ROUND,
+    by="    exact = (q.double() @ k.double().mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v.double()\n"
+    "    return exact.to(compute).to(accumulate)\n    " + ROUND,
+    says="You compute in float64 and round the result; what is asked for is the error that the products make.",
+    hint="Round the operands before each product, and the sums within it.",
+)
+edit(
+    "mixed_precision_attention",
+    "exponentials_in_compute",
+    replace="weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()",
+    by="weights = (scores - scores.amax(dim=-1, keepdim=True)).to(compute).exp().to(accumulate)",
+    says="You take exp in `compute`; between the two products everything stays in `accumulate`.",
+    hint="Which two roundings to `compute` are left when q, k and v are rounded?",
 )
 
 # chunked_lazy_attention
@@ -1620,3 +1836,14 @@ edit(
 )
 def lazy_in_one_go(q, k, v, chunk):
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+@mistake(
+    "chunked_lazy_attention",
+    says="You take one query after another with all of its keys: no lazy softmax, and a step for every row.",
+    hint="A pair of chunks holds chunk × chunk scores, and takes a few lines.",
+    name="row_by_row",
+)
+def lazy_row_by_row(q, k, v, chunk):
+    rows = [(row @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v for row in q.split(1, dim=-2)]
+    return torch.cat(rows, dim=-2)

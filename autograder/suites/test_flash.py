@@ -145,6 +145,7 @@ def test_online_softmax_holds_one_chunk(student, rng):
 # merge_partials
 
 OUT_LSE = ("out", "lse")
+STEPS_A_TILE = 6000  # lines of Python, those of the recorder among them: a tile takes one or two thousand
 
 
 def halves(rng, *batch, q_seq=5, keys=(4, 7), size=1.0, dtype=DOUBLE):
@@ -217,7 +218,9 @@ def test_merging_far_from_zero(student, rng):
     for shift in (1e4, -1e4):
         moved = student.merge_partials(a[0], a[1] + shift, b[0], b[1] + shift)
         same(moved, (whole[0], whole[1] + shift), OUT_LSE, "of parts far from zero")
-    same(student.merge_partials(a[0], a[1] + 3e3, *b), (a[0], a[1] + 3e3), OUT_LSE, "of parts far apart")
+    far = a[0], a[1] + 3e3
+    for pair in ((*far, *b), (*b, *far)):
+        same(student.merge_partials(*pair), far, OUT_LSE, "of parts far apart")
 
 
 @hidden("merge_partials", kind="gradient", hint="The shares depend on both lse; gradients must reach them.")
@@ -396,11 +399,25 @@ def test_blockwise_memory_is_one_tile(student, rng):
 @hidden("blockwise_attention", kind="cost", weight=2, hint="Which tiles hold not one pair that may be seen?")
 def test_blockwise_skips_the_future(student, rng):
     """Causal: as many products as the tiles that reach the past need, also with fewer queries than keys."""
-    for q_seq, kv_seq, tiles in ((256, 256, 10), (128, 256, 7)):
+    for q_seq, kv_seq, block, tiles in ((256, 256, 64, 10), (64, 128, 32, 7)):
         inputs = draw(rng, q_seq=q_seq, kv_seq=kv_seq, head_dim=4, v_dim=4, dtype=torch.float32)
-        trace = student.trace("blockwise_attention", *inputs, 64, 64, True)
+        trace = student.trace("blockwise_attention", *inputs, block, block, True)
         some_rows(rng, trace.result, inputs, causal=True)
-        require(0 < trace.flops <= 1.02 * tiles * 64 * 64 * 2 * 8, "tiles that lie in the future were computed.")
+        require(0 < trace.flops <= 1.02 * tiles * block**2 * 2 * 8, "tiles that lie in the future were computed.")
+
+
+@hidden(
+    "blockwise_attention",
+    kind="cost",
+    weight=2,
+    hint="How many tiles are there? Each takes a few lines, whatever it holds.",
+)
+def test_blockwise_steps_are_those_of_tiles(student, rng):
+    """2,048 queries and 64 keys in tiles of 512 × 32 take as many steps as 8 tiles do, not as many as rows."""
+    inputs = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("blockwise_attention", *inputs, 512, 32)
+    some_rows(rng, trace.result, inputs)
+    at_most(trace.steps, STEPS_A_TILE * 8, what="lines of Python run for 8 tiles")
 
 
 # flash_attention_backward
@@ -507,20 +524,34 @@ def some_gradients(rng, found, q, k, v, d_out):
     require(isinstance(found, (tuple, list)) and len(found) >= 3, "the result should be a tuple: dq, dk, dv.")
     require(isinstance(found[0], torch.Tensor) and found[0].shape == q.shape, "dq should have the shape of q.")
     for row in rng.choice(len(q), size=4, replace=False):
-        own = q[row : row + 1], k[: row + 1], v[: row + 1]
+        end = row + 1 + len(k) - len(q)
+        own = q[row : row + 1], k[:end], v[:end]
         want = gradients(own, d_out[row : row + 1], lambda *x: dense(*x)[0])[0][0]
         close(found[0][row], want, what="one row of dq of many", rtol=1e-3, atol=1e-5)
 
 
 @hidden("flash_attention_backward", kind="cost", weight=2, hint="Five products a tile, and no tile of the future.")
 def test_backward_work_is_five_products_a_tile(student, rng):
-    """Causal: five products for each tile that reaches the past, none for the others."""
-    for q_seq, kv_seq, tiles in ((256, 256, 10), (128, 256, 7)):
+    """Five products for each tile; causal, for each tile that reaches the past, and none for the others."""
+    q, k, v = draw(rng, q_seq=256, head_dim=4, v_dim=4, dtype=torch.float32)
+    args = (q, k, v, *dense(q, k, v), tensor(rng, 256, 4))
+    trace = student.trace("flash_attention_backward", *args, 128, 128)
+    require(0 < trace.flops <= 1.02 * 256**2 * 2 * 4 * 5, "more was multiplied than five products a tile need.")
+    for q_seq, kv_seq, block, tiles in ((256, 256, 64, 10), (64, 128, 32, 7)):
         args = large_backward(rng, q_seq, kv_seq, 4)
-        trace = student.trace("flash_attention_backward", *args, 64, 64, True)
-        require(
-            0 < trace.flops <= 1.02 * tiles * 64 * 64 * 2 * 4 * 5, "more was multiplied than five products a tile need."
-        )
+        trace = student.trace("flash_attention_backward", *args, block, block, True)
+        some_gradients(rng, trace.result, *args[:3], args[-1])
+        most = 1.02 * tiles * block**2 * 2 * 4 * 5
+        require(0 < trace.flops <= most, "tiles that lie in the future were computed.")
+
+
+@hidden("flash_attention_backward", kind="cost", weight=2, hint="A tile takes a few lines, however many rows it holds.")
+def test_backward_steps_are_those_of_tiles(student, rng):
+    """2,048 queries and 64 keys in tiles of 512 × 32 take as many steps as 8 tiles do, not as many as rows."""
+    q, k, v = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    args = (q, k, v, *dense(q, k, v), tensor(rng, 2048, 2))
+    trace = student.trace("flash_attention_backward", *args, 512, 32)
+    at_most(trace.steps, STEPS_A_TILE * 8, what="lines of Python run for 8 tiles")
 
 
 # FlashAttention
@@ -651,9 +682,9 @@ def test_function_memory(student, rng):
     """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     function = applied(student)
-    function.trace(*(x[:256] for x in inputs), True, 256, 256)  # what a first trace sets up is no cost
-    forward = function.trace(*inputs, True, 256, 256)
-    some_rows(rng, forward.result, inputs, causal=True)
+    function.trace(*(x[:256] for x in inputs), False, 256, 256)  # what a first trace sets up is no cost
+    forward = function.trace(*inputs, False, 256, 256)
+    some_rows(rng, forward.result, inputs)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
     at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
     d_out, ctx = tensor(rng, 2048, 8), made(student)
@@ -814,7 +845,7 @@ def test_blocks_fit_and_no_more_do(student, rng):
         found = student.choose_blocks(sram, head_dim, size)
         require(isinstance(found, (tuple, list)) and len(found) == 2, "the result is a pair of integers.")
         block_q, block_k = found
-        whole = all(isinstance(x, int) and x > 0 and x % 16 == 0 for x in found)
+        whole = all(isinstance(x, (int, np.integer)) and x > 0 and x % 16 == 0 for x in found)
         require(whole, "a block is not a positive multiple of 16.")
         require(held(block_q, block_k, head_dim, size) <= sram, "the tiles do not fit.")
         require(held(block_q + 16, 16, head_dim, size) > sram, "more queries would fit.")
@@ -1070,6 +1101,15 @@ def test_lazy_memory_is_one_chunk(student, rng):
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
+
+
+@hidden("chunked_lazy_attention", kind="cost", weight=2, hint="A chunk takes a few lines, however many rows it holds.")
+def test_lazy_steps_are_those_of_chunks(student, rng):
+    """2,048 queries and 64 keys in chunks of 512 take as many steps as 4 pairs of chunks do, not as many as rows."""
+    inputs = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("chunked_lazy_attention", *inputs, 512)
+    some_rows(rng, trace.result, inputs)
+    at_most(trace.steps, STEPS_A_TILE * 4, what="lines of Python run for 4 pairs of chunks")
 
 
 @hidden("chunked_lazy_attention", kind="cost", hint="A few queries against very many keys: what is the longest tensor?")
