@@ -679,6 +679,20 @@ def row_by_row(q, k, v, block_q, block_k, causal=False):
     return out, lse
 
 
+@mistake(
+    "blockwise_attention",
+    says="You compute all scores at once: the result is right, and the memory is what tiles were to save.",
+    hint="Two loops: blocks of queries, and for each of them blocks of keys.",
+)
+def in_one_go(q, k, v, block_q, block_k, causal=False):
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+        scores = scores.masked_fill(~seen, -torch.inf)
+    lse = scores.logsumexp(dim=-1)
+    return (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp() @ v, lse
+
+
 # flash_attention_backward
 
 
@@ -1010,15 +1024,32 @@ edit(
     says="You keep tensors as attributes of ctx: autograd cannot free them, nor see when they were changed.",
     hint="Tensors go to save_for_backward, and only there.",
 )
-edit(
+
+
+@mistake(
     "FlashAttention",
-    "weights_saved",
-    replace=SAVE,
-    by="        weights = (q @ k.mT * q.shape[-1] ** -0.5 - lse.unsqueeze(-1)).exp()\n"
-    "        ctx.save_for_backward(q, k, v, out, lse, weights)\n",
     says="You save the weights for the backward pass: a matrix of q_seq × kv_seq, for every layer.",
     hint="From which tensors can a weight be computed again?",
 )
+class weights_saved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal=False, block_q=64, block_k=64):
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if causal:
+            seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+            scores = scores.masked_fill(~seen, -torch.inf)
+        weights = scores.softmax(dim=-1).nan_to_num()
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx, d_out):
+        q, k, v, weights = ctx.saved_tensors
+        d_weights = d_out @ v.mT
+        d_scores = weights * (d_weights - (weights * d_weights).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
+        return d_scores @ k, d_scores.mT @ q, weights.mT @ d_out, None, None, None
+
+
 edit(
     "FlashAttention",
     "tiles_of_weights_kept",

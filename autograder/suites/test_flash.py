@@ -133,7 +133,7 @@ def test_online_softmax_keeps_dtype_and_chunks(student, rng):
     unchanged((chunks,), after, "float32 chunks")
 
 
-@hidden("online_softmax", kind="cost", weight=2, hint="Keep two numbers a row, not the row.")
+@hidden("online_softmax", kind="cost", weight=4, hint="Keep two numbers a row, not the row.")
 def test_online_softmax_holds_one_chunk(student, rng):
     """Of a row in 64 chunks, no more than a few chunks' worth is ever held at once."""
     chunks = [tensor(rng, 8, 32) for _ in range(64)]
@@ -385,7 +385,7 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
     unchanged([*single, 4, 3, True], after, "float32 inputs")
 
 
-@hidden("blockwise_attention", kind="cost", weight=3, hint="Loop over blocks of queries and over blocks of keys.")
+@hidden("blockwise_attention", kind="cost", weight=6, hint="Loop over blocks of queries and over blocks of keys.")
 def test_blockwise_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
@@ -396,7 +396,7 @@ def test_blockwise_memory_is_one_tile(student, rng):
     at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
 
 
-@hidden("blockwise_attention", kind="cost", weight=2, hint="Which tiles hold not one pair that may be seen?")
+@hidden("blockwise_attention", kind="cost", weight=3, hint="Which tiles hold not one pair that may be seen?")
 def test_blockwise_skips_the_future(student, rng):
     """Causal: as many products as the tiles that reach the past need, also with fewer queries than keys."""
     for q_seq, kv_seq, block, tiles in ((256, 256, 64, 10), (64, 128, 32, 7)):
@@ -507,7 +507,7 @@ def large_backward(rng, q_seq, kv_seq, width):
 
 
 @hidden(
-    "flash_attention_backward", kind="cost", weight=3, hint="Recompute the weights of one tile, use them, and go on."
+    "flash_attention_backward", kind="cost", weight=6, hint="Recompute the weights of one tile, use them, and go on."
 )
 def test_backward_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
@@ -530,7 +530,7 @@ def some_gradients(rng, found, q, k, v, d_out):
         close(found[0][row], want, what="one row of dq of many", rtol=1e-3, atol=1e-5)
 
 
-@hidden("flash_attention_backward", kind="cost", weight=2, hint="Five products a tile, and no tile of the future.")
+@hidden("flash_attention_backward", kind="cost", weight=3, hint="Five products a tile, and no tile of the future.")
 def test_backward_work_is_five_products_a_tile(student, rng):
     """Five products for each tile; causal, for each tile that reaches the past, and none for the others."""
     q, k, v = draw(rng, q_seq=256, head_dim=4, v_dim=4, dtype=torch.float32)
@@ -658,7 +658,7 @@ def test_function_agrees_with_finite_differences(student, rng):
 
 
 @hidden(
-    "FlashAttention", kind="cost", weight=3, hint="Weights can be computed again from q, k and lse. What else is kept?"
+    "FlashAttention", kind="cost", weight=4, hint="Weights can be computed again from q, k and lse. What else is kept?"
 )
 def test_function_saves_five_tensors(student, rng):
     """Of one forward pass nothing is kept but q, k, v, out, lse and plain numbers."""
@@ -677,7 +677,7 @@ def test_function_saves_five_tensors(student, rng):
     require(plain(others), "ctx keeps more than plain numbers beside the saved tensors.")
 
 
-@hidden("FlashAttention", kind="cost", weight=3, hint="Neither pass may hold what grows with the square of the length.")
+@hidden("FlashAttention", kind="cost", weight=4, hint="Neither pass may hold what grows with the square of the length.")
 def test_function_memory(student, rng):
     """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
@@ -927,7 +927,7 @@ def test_split_decode_keeps_dtype_and_arguments(student, rng):
     unchanged([*single, 3], after, "float32 inputs")
 
 
-@hidden("split_kv_decode", kind="cost", weight=2, hint="The whole answer can be had from the parts. What is merged?")
+@hidden("split_kv_decode", kind="cost", weight=3, hint="The whole answer can be had from the parts. What is merged?")
 def test_split_decode_scores_each_key_once(student, rng):
     """Every key is scored once and every value used once: the parts are merged, not computed again."""
     inputs = draw(rng, q_seq=1, kv_seq=4096, head_dim=16, v_dim=16, dtype=torch.float32)
@@ -1092,7 +1092,7 @@ def test_lazy_keeps_dtype_and_arguments(student, rng):
     unchanged([*single, 4], after, "float32 inputs")
 
 
-@hidden("chunked_lazy_attention", kind="cost", weight=3, hint="Cut the queries into chunks as well as the keys.")
+@hidden("chunked_lazy_attention", kind="cost", weight=5, hint="Cut the queries into chunks as well as the keys.")
 def test_lazy_memory_is_one_chunk(student, rng):
     """At 2,048 tokens in chunks of 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
