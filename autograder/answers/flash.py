@@ -281,6 +281,31 @@ edit(
     hint="From which of the two should the difference be taken so that no exponent is positive?",
 )
 
+edit(
+    "merge_partials",
+    "nan_to_num_on_everything",
+    replace="    base = lse.masked_fill(lse == -torch.inf, 0)",
+    by="    lse = lse.nan_to_num()\n    base = lse.masked_fill(lse == -torch.inf, 0)",
+    says="nan_to_num also turns −∞ into a huge negative number; the lse of two empty parts is −∞.",
+    hint="Which values does nan_to_num replace, beside NaN?",
+)
+edit(
+    "merge_partials",
+    "lse_clamped",
+    replace="    lse = torch.logaddexp(lse_a, lse_b)\n",
+    by="    lse_a, lse_b = lse_a.clamp(min=-700), lse_b.clamp(min=-700)\n    lse = torch.logaddexp(lse_a, lse_b)\n",
+    says="You clamp lse so that no −∞ is left; very negative values change as well, and empty parts are not empty.",
+    hint="Leave lse as it is. Which single subtraction makes NaN?",
+)
+edit(
+    "merge_partials",
+    "output_changed_in_place",
+    replace=MERGED,
+    by="out_a *= share_a\n    return out_a + share_b * out_b, lse",
+    says="You scale the caller's out_a in place; it is changed for the caller too, and autograd refuses it.",
+    hint="Which of your operations end with an underscore, or write with `*=`?",
+)
+
 # causal_block_schedule
 
 
@@ -409,6 +434,15 @@ edit(
     replace="return reached.long() + whole.long()",
     by="return reached.float() + whole.float()",
     says="Your codes are floating-point numbers; they should be integers (int64).",
+    hint="Which dtype has torch.arange?",
+)
+
+edit(
+    "causal_block_schedule",
+    "int32_codes",
+    replace="return reached.long() + whole.long()",
+    by="return reached.int() + whole.int()",
+    says="Your codes are int32; asked for is torch's usual integer, int64.",
     hint="Which dtype has torch.arange?",
 )
 
@@ -664,6 +698,77 @@ edit(
 )
 
 
+edit(
+    "blockwise_attention",
+    "bound_instead_of_maximum",
+    replace="larger = torch.maximum(maximum, scores.amax(dim=-1))",
+    by="larger = q_tile.norm(dim=-1) * k.norm(dim=-1).amax(dim=-1, keepdim=True)",
+    says="You take off a bound, |q|·|k|, in place of the maximum: where no score comes near it, all weights vanish.",
+    hint="The largest weight of a row should be exp(0) = 1.",
+)
+edit(
+    "blockwise_attention",
+    "maximum_of_the_first_tile",
+    replace="larger = torch.maximum(maximum, scores.amax(dim=-1))",
+    by="larger = torch.where(maximum == -torch.inf, scores.amax(dim=-1), maximum)",
+    says="You keep the maximum of the first tile; later scores may be so much larger that exp overflows.",
+    hint="The running maximum rises whenever a tile brings a larger score.",
+)
+edit(
+    "blockwise_attention",
+    "scores_multiplied_by_the_mask",
+    replace="scores = scores.masked_fill(~seen, -torch.inf)",
+    by="scores = scores * seen",
+    says="You multiply scores by the mask: a hidden key gets score 0, and exp(0) = 1.",
+    hint="Which score makes a weight 0?",
+)
+edit(
+    "blockwise_attention",
+    "lse_of_raw_scores",
+    replace="lse[..., rows] = maximum + total.log()",
+    by="lse[..., rows] = (maximum + total.log()) / scale",
+    says="You undo the scale in lse; it is the logarithm over the scaled scores.",
+    hint="The backward pass computes exp(score · scale − lse). Does that fit?",
+)
+edit(
+    "blockwise_attention",
+    "tiles_of_its_own",
+    replace="    q_seq, kv_seq, scale = ",
+    by="    block_q = block_k = 64\n    q_seq, kv_seq, scale = ",
+    says="You take tiles of a size of your own, whatever block_q and block_k say.",
+    hint="Whoever calls knows how much fast memory there is.",
+)
+
+
+@mistake(
+    "blockwise_attention",
+    says="You go over the keys twice, once for lse and once for the output: every score is computed two times.",
+    hint="With a running maximum and a running sum one pass is enough.",
+)
+def scores_computed_twice(q, k, v, block_q, block_k, causal=False):
+    shift, outs, logs = k.shape[-2] - q.shape[-2], [], []
+    for i in range(0, q.shape[-2], block_q):
+        rows = q[..., i : i + block_q, :] * q.shape[-1] ** -0.5
+        end = i + rows.shape[-2] + shift if causal else k.shape[-2]
+        for again in (False, True):
+            if not again:
+                lse = torch.full_like(rows[..., 0], -torch.inf)
+                out = torch.zeros_like(rows[..., :1] * v[..., :1, :])
+            base = lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)
+            for j in range(0, end, block_k):
+                scores = rows @ k[..., j : j + block_k, :].mT
+                if causal:
+                    seen = torch.ones_like(scores, dtype=torch.bool).tril(i + shift - j)
+                    scores = scores.masked_fill(~seen, -torch.inf)
+                if again:
+                    out = out + (scores - base).exp() @ v[..., j : j + block_k, :]
+                else:
+                    lse = torch.logaddexp(lse, scores.logsumexp(dim=-1))
+        outs.append(out)
+        logs.append(lse)
+    return torch.cat(outs, dim=-2), torch.cat(logs, dim=-1)
+
+
 @mistake(
     "blockwise_attention",
     says="You take one query after another with all of its keys: no online softmax, and a step for every row.",
@@ -869,6 +974,16 @@ edit(
     by="0",
     says="You compute the tiles of the future and mask them away: right, at twice the work.",
     hint="From which block of queries on is a block of keys seen?",
+)
+
+
+edit(
+    "flash_attention_backward",
+    "tiles_of_its_own",
+    replace="    q_seq, kv_seq, scale = ",
+    by="    block_q = block_k = 64\n    q_seq, kv_seq, scale = ",
+    says="You take tiles of a size of your own, whatever block_q and block_k say.",
+    hint="Whoever calls knows how much fast memory there is.",
 )
 
 
@@ -1654,7 +1769,7 @@ edit(
     "mixed_precision_attention",
     "values_not_rounded",
     replace=ROUND,
-    by="q, k, v = q.to(compute), k.to(compute), v.to(accumulate)",
+    by="q, k = q.to(compute), k.to(compute)",
     says="v is not rounded to `compute`.",
     hint="Which operands does the second product read?",
 )
@@ -1740,6 +1855,23 @@ edit(
     by="weights = (scores - scores.amax(dim=-1, keepdim=True)).to(compute).exp().to(accumulate)",
     says="You take exp in `compute`; between the two products everything stays in `accumulate`.",
     hint="Which two roundings to `compute` are left when q, k and v are rounded?",
+)
+
+edit(
+    "mixed_precision_attention",
+    "bfloat16_always",
+    replace=ROUND,
+    by="q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()",
+    says="You round the operands to bfloat16, whatever `compute` says.",
+    hint="`compute` may also be float16, or float32.",
+)
+edit(
+    "mixed_precision_attention",
+    "added_in_float32_always",
+    replace="    " + ROUND,
+    by="    accumulate = torch.float32\n    " + ROUND,
+    says="You add up in float32, whatever `accumulate` says.",
+    hint="`accumulate` may also be bfloat16, or float64.",
 )
 
 # chunked_lazy_attention
@@ -1867,6 +1999,16 @@ edit(
 )
 def lazy_in_one_go(q, k, v, chunk):
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+edit(
+    "chunked_lazy_attention",
+    "chunks_of_its_own",
+    replace="    out = []\n",
+    by="    chunk = 128\n    out = []\n",
+    says="You take chunks of a size of your own, whatever `chunk` says.",
+    hint="Whoever calls knows how much memory there is.",
+)
 
 
 @mistake(

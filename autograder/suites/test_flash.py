@@ -368,7 +368,7 @@ def test_blockwise_tiles_do_not_matter(student, rng):
 def test_blockwise_survives_large_scores(student, rng):
     """Scores in the thousands, of very different size from tile to tile, agree with the definition."""
     q, k, v = draw(rng, 2, q_seq=8, kv_seq=12)
-    for sizes in ((1.0, 30.0, 300.0), (300.0, 1.0, 30.0)):
+    for sizes in ((300.0, 1.0, 30.0), (1.0, 30.0, 300.0)):
         wide = k * torch.tensor(sizes, dtype=DOUBLE).repeat_interleave(4)[:, None]
         for causal in (False, True):
             found = student.blockwise_attention(30 * q, wide, v, 4, 4, causal)
@@ -398,7 +398,10 @@ def test_blockwise_memory_is_one_tile(student, rng):
 
 @hidden("blockwise_attention", kind="cost", weight=3, hint="Which tiles hold not one pair that may be seen?")
 def test_blockwise_skips_the_future(student, rng):
-    """Causal: as many products as the tiles that reach the past need, also with fewer queries than keys."""
+    """Two products for each tile; causal, for each tile that reaches the past, and none for the others."""
+    inputs = draw(rng, q_seq=256, head_dim=4, v_dim=4, dtype=torch.float32)
+    trace = student.trace("blockwise_attention", *inputs, 128, 128)
+    require(0 < trace.flops <= 1.02 * 256**2 * 2 * 8, "more was multiplied than two products a tile need.")
     for q_seq, kv_seq, block, tiles in ((256, 256, 64, 10), (64, 128, 32, 7)):
         inputs = draw(rng, q_seq=q_seq, kv_seq=kv_seq, head_dim=4, v_dim=4, dtype=torch.float32)
         trace = student.trace("blockwise_attention", *inputs, block, block, True)
@@ -511,20 +514,24 @@ def large_backward(rng, q_seq, kv_seq, width):
 )
 def test_backward_memory_is_one_tile(student, rng):
     """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
-    args = large_backward(rng, 2048, 2048, 8)
-    student.trace("flash_attention_backward", *(x[:256] for x in args), 256, 256, True)  # a first trace costs more
-    trace = student.trace("flash_attention_backward", *args, 256, 256, True)
-    some_gradients(rng, trace.result, *args[:3], args[-1])
+    q, k, v = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    out, lse = (torch.cat(x) for x in zip(*(dense(rows, k, v) for rows in q.split(256)), strict=True))
+    args = q, k, v, out, lse, tensor(rng, 2048, 8)
+    student.trace(
+        "flash_attention_backward", *(x[:256] for x in args), 256, 256
+    )  # what a first trace sets up is no cost
+    trace = student.trace("flash_attention_backward", *args, 256, 256)
+    some_gradients(rng, trace.result, q, k, v, args[-1])
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 20 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.outside_bytes, 15 * MIB, what="growth of the process's memory in bytes")
 
 
-def some_gradients(rng, found, q, k, v, d_out):
-    """Fail unless a few rows of dq, with causal, are right."""
+def some_gradients(rng, found, q, k, v, d_out, causal=False):
+    """Fail unless a few rows of dq are right."""
     require(isinstance(found, (tuple, list)) and len(found) >= 3, "the result should be a tuple: dq, dk, dv.")
     require(isinstance(found[0], torch.Tensor) and found[0].shape == q.shape, "dq should have the shape of q.")
     for row in rng.choice(len(q), size=4, replace=False):
-        end = row + 1 + len(k) - len(q)
+        end = row + 1 + len(k) - len(q) if causal else len(k)
         own = q[row : row + 1], k[:end], v[:end]
         want = gradients(own, d_out[row : row + 1], lambda *x: dense(*x)[0])[0][0]
         close(found[0][row], want, what="one row of dq of many", rtol=1e-3, atol=1e-5)
@@ -540,7 +547,7 @@ def test_backward_work_is_five_products_a_tile(student, rng):
     for q_seq, kv_seq, block, tiles in ((256, 256, 64, 10), (64, 128, 32, 7)):
         args = large_backward(rng, q_seq, kv_seq, 4)
         trace = student.trace("flash_attention_backward", *args, block, block, True)
-        some_gradients(rng, trace.result, *args[:3], args[-1])
+        some_gradients(rng, trace.result, *args[:3], args[-1], causal=True)
         most = 1.02 * tiles * block**2 * 2 * 4 * 5
         require(0 < trace.flops <= most, "tiles that lie in the future were computed.")
 
@@ -686,12 +693,12 @@ def test_function_memory(student, rng):
     forward = function.trace(*inputs, False, 256, 256)
     some_rows(rng, forward.result, inputs)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
-    at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
     d_out, ctx = tensor(rng, 2048, 8), made(student)
     _, tensors, others = forward_on(ctx, *inputs, True, 256, 256)
+    at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
     require(plain(others), "ctx keeps more than plain numbers beside the saved tensors.")
     backward = backward_trace(ctx, tensors, others, d_out)
-    some_gradients(rng, backward.result, *inputs, d_out)
+    some_gradients(rng, backward.result, *inputs, d_out, causal=True)
     at_most(backward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the backward pass")
     at_most(backward.outside_bytes, 12 * MIB, what="growth of the process's memory in the backward pass, in bytes")
 
@@ -1025,7 +1032,7 @@ def test_error_budget(student, rng):
 def test_mixed_precision_survives_large_scores(student, rng):
     """Scores in the hundreds do not overflow in float16."""
     q, k, v = draw(rng, 2, q_seq=6, kv_seq=9, head_dim=16, dtype=torch.float32)
-    mixed(student, (8 * q, 8 * k, v), torch.float16, torch.float16, 0.005, "float16 in float16 at large scores")
+    mixed(student, (8 * q, 8 * k, v), torch.float16, torch.float16, 0.002, "float16 in float16 at large scores")
 
 
 @hidden(
@@ -1100,6 +1107,7 @@ def test_lazy_memory_is_one_chunk(student, rng):
     trace = student.trace("chunked_lazy_attention", *inputs, 256)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
+    some_rows(rng, student.chunked_lazy_attention(*(x[:300] for x in inputs), 64), [x[:300] for x in inputs])
     at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
 
 
@@ -1114,8 +1122,11 @@ def test_lazy_steps_are_those_of_chunks(student, rng):
 
 @hidden("chunked_lazy_attention", kind="cost", hint="A few queries against very many keys: what is the longest tensor?")
 def test_lazy_memory_of_few_queries(student, rng):
-    """For 32 queries and 16,384 keys in chunks of 512 nothing near the 524,288 scores is ever held."""
+    """For 32 queries and 16,384 keys in chunks of 512, and for small chunks, nothing near all scores is ever held."""
     inputs = draw(rng, q_seq=32, kv_seq=16384, head_dim=2, v_dim=2, dtype=torch.float32)
     trace = student.trace("chunked_lazy_attention", *inputs, 512)
     some_rows(rng, trace.result, inputs)
     at_most(trace.largest, 5 * 512 * 32, what="elements of the largest tensor of 32 queries and 16,384 keys")
+    inputs = draw(rng, q_seq=32, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("chunked_lazy_attention", *inputs, 8)
+    at_most(trace.largest, 2.5 * 2 * 64, what="elements of the largest tensor in chunks of 8")
