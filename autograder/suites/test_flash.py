@@ -148,10 +148,9 @@ OUT_LSE = ("out", "lse")
 STEPS_A_TILE = 6000  # lines of Python, those of the recorder among them: a tile takes one or two thousand
 
 
-def halves(rng, *batch, q_seq=5, keys=(4, 7), size=1.0, dtype=DOUBLE):
-    """Attention over each of several sets of keys, and over all of them."""
-    q, k, v = draw(rng, *batch, q_seq=q_seq, kv_seq=sum(keys), dtype=dtype)
-    k = size * k
+def halves(rng, *batch, keys=(4, 7)):
+    """Attention of five queries over each of several sets of keys, and over all of them."""
+    q, k, v = draw(rng, *batch, q_seq=5, kv_seq=sum(keys))
     parts = [dense(q, *pair) for pair in zip(k.split(keys, dim=-2), v.split(keys, dim=-2), strict=True)]
     return parts, dense(q, k, v)
 
@@ -563,7 +562,6 @@ def test_backward_steps_are_those_of_tiles(student, rng):
 
 # FlashAttention
 
-
 ON_CTX = ("int", "float", "bool", "str", "NoneType")
 
 
@@ -581,13 +579,17 @@ def made(student):
 
 def applied(student):
     """The submission's `apply`."""
-    return made(student).call("__getattribute__", "apply")
+    apply = made(student).call("__getattribute__", "apply")
+    require(isinstance(apply, Module), "apply is what torch.autograd.Function brings along.")
+    return apply
 
 
 def forward_on(ctx, *args):
     """What `forward` returns, the tensors it gives to `save_for_backward`, and what else it keeps on ctx."""
-    out = ctx.call("forward", ctx, *args)
-    return out, tuple(ctx.call("to_save") or ()), dict(ctx.call("__dict__"))
+    out, saved, others = ctx.call("forward", ctx, *args), ctx.call("to_save"), ctx.call("__dict__")
+    require(saved is None or isinstance(saved, (tuple, list)), "save_for_backward takes tensors, one beside the other.")
+    require(isinstance(others, dict), "ctx is not what torch made it.")
+    return out, tuple(saved or ()), others
 
 
 def backward_trace(ctx, tensors, others, d_out):
