@@ -33,6 +33,7 @@ STUB = "raise NotImplementedError"
 ADDITIVE, SCALED, SELF, POSITIONS, LINEAR = "additive", "scaled_dot_product", "self_attention", "positions", "linear"
 HEADS = "multi_head"
 SPARSE = "sparse"
+FLASH = "flash"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -1196,6 +1197,107 @@ CLASS = (
         numpy_where_torch_is_asked_for,
         45,
         {"bigbird_layout": failed(0), "lsh_attention": NOT_ATTEMPTED},
+    ),
+    Entry("s001", FLASH, "Everything right, as the reference has it.", lambda: solved(FLASH).bytes(), 50),
+    Entry("s002", FLASH, "Everything right, in other ways.", lambda: with_alternatives(FLASH).bytes(), 50),
+    Entry(
+        "s003",
+        FLASH,
+        "FlashAttention as it is often retold: each piece by itself, and the results added up.",
+        lambda: with_slips(
+            FLASH,
+            merge_partials="added_up",
+            chunked_lazy_attention="chunks_added_up",
+            blockwise_attention="softmax_of_each_tile_added_up",
+            flash_attention_backward="softmax_of_each_tile",
+            split_kv_decode="parts_added_up",
+        ).bytes(),
+        18,
+        {
+            "merge_partials": failed(0, "added_up"),
+            "chunked_lazy_attention": failed(0, "chunks_added_up"),
+            "blockwise_attention": failed(0, "softmax_of_each_tile_added_up"),
+            "flash_attention_backward": failed(0, "softmax_of_each_tile"),
+            "FlashAttention": failed(0),
+            "split_kv_decode": failed(0, "parts_added_up"),
+        },
+    ),
+    Entry(
+        "s006",
+        FLASH,
+        "Exponentiates raw scores: right on small numbers only.",
+        lambda: with_slips(
+            FLASH,
+            merge_partials="raw_exponentials",
+            chunked_lazy_attention="no_maximum",
+            blockwise_attention="no_running_maximum",
+            split_kv_decode="raw_exponentials",
+            mixed_precision_attention="no_maximum_taken_off",
+        ).bytes(),
+        44.6061,
+        {
+            "merge_partials": failed(2.6667, "raw_exponentials"),
+            "chunked_lazy_attention": failed(4.6667, "no_maximum"),
+            "blockwise_attention": failed(7.6364, "no_running_maximum"),
+            "split_kv_decode": failed(3.6364, "raw_exponentials"),
+            "mixed_precision_attention": failed(0, "no_maximum_taken_off"),
+        },
+    ),
+    Entry(
+        "s007",
+        FLASH,
+        "Right values, at a cost that the contract rules out.",
+        lambda: with_slips(
+            FLASH,
+            online_softmax="chunks_put_together",
+            chunked_lazy_attention="in_one_go",
+            blockwise_attention="in_one_go",
+            flash_attention_backward="future_tiles_are_computed",
+            FlashAttention="weights_saved",
+            split_kv_decode="whole_cache_read_again",
+        ).bytes(),
+        39.4364,
+        {
+            "online_softmax": failed(2, "chunks_put_together"),
+            "chunked_lazy_attention": failed(3, "in_one_go"),
+            "blockwise_attention": failed(4.7273, "in_one_go"),
+            "flash_attention_backward": failed(6.8, "future_tiles_are_computed"),
+            "FlashAttention": failed(2, "weights_saved"),
+            "split_kv_decode": failed(2.9091, "whole_cache_read_again"),
+        },
+    ),
+    Entry(
+        "s008",
+        FLASH,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            FLASH,
+            online_softmax="sum_not_rescaled",
+            merge_partials="plain_average",
+            chunked_lazy_attention="last_chunk_of_keys_dropped",
+            causal_block_schedule="skipped_by_the_first_query",
+            blockwise_attention="lse_in_base_two",
+            flash_attention_backward="delta_missing",
+            FlashAttention="causal_forgotten_in_backward",
+            hbm_accesses="output_not_read_back",
+            choose_blocks="scores_forgotten",
+            split_kv_decode="last_keys_dropped",
+            mixed_precision_attention="accumulated_in_compute",
+        ).bytes(),
+        5.3106,
+        {
+            "online_softmax": failed(0, "sum_not_rescaled"),
+            "merge_partials": failed(0, "plain_average"),
+            "chunked_lazy_attention": failed(0.6667, "last_chunk_of_keys_dropped"),
+            "causal_block_schedule": failed(0.75, "skipped_by_the_first_query"),
+            "blockwise_attention": failed(0, "lse_in_base_two"),
+            "flash_attention_backward": failed(0, "delta_missing"),
+            "FlashAttention": failed(0.5),
+            "hbm_accesses": failed(1.7778, "output_not_read_back"),
+            "choose_blocks": failed(0, "scores_forgotten"),
+            "split_kv_decode": failed(0.7273, "last_keys_dropped"),
+            "mixed_precision_attention": failed(0.8889, "accumulated_in_compute"),
+        },
     ),
 )
 
