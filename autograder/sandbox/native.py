@@ -85,7 +85,11 @@ class Worker:
         self._connection, theirs = socket.socketpair()
         kept = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
-        environment |= {"HOME": self._folder.name, "TRITON_INTERPRET": "1" if device == "cpu" else "0"}
+        environment |= {
+            "HOME": self._folder.name,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TRITON_INTERPRET": "1" if device == "cpu" else "0",
+        }
         with theirs:
             self._process = subprocess.Popen(
                 [
