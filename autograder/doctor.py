@@ -71,9 +71,14 @@ def _sandbox() -> Iterator[Finding]:
 def _gpu() -> Finding:
     import torch
 
+    from autograder.sandbox.native import VARIABLE, asked_for
+
     if torch.cuda.is_available():
-        return Finding("GPU", "ok", torch.cuda.get_device_name(0))
-    return Finding("GPU", "missing", "none found; everything but the recorded GPU runs works without")
+        how = "native checks run, outside of the jail" if asked_for() else f"{VARIABLE}=1 runs native checks too"
+        return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}; {how}")
+    return Finding(
+        "GPU", "missing", "none found; kernels are judged in Triton's interpreter, native checks are not run"
+    )
 
 
 def browser_path() -> Path | None:

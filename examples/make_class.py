@@ -34,6 +34,7 @@ ADDITIVE, SCALED, SELF, POSITIONS, LINEAR = "additive", "scaled_dot_product", "s
 HEADS = "multi_head"
 SPARSE = "sparse"
 FLASH = "flash"
+FLASH_GPU = "flash_gpu"
 
 
 # ------------------------------------------------------------------------------------------------- a notebook
@@ -119,9 +120,9 @@ def named(slug: str, kind: str, exercise: str, name: str) -> str:
     if answer is None:
         names = ", ".join(answer.name for answer in known)
         sys.exit(f"{slug}: {exercise} has no {name} among its {kind} any more; choose another one of: {names}")
-    node = ast.parse(answer.source).body[0]
-    released = ast.parse(stub(slug, exercise)).body[0]
-    if ast.get_docstring(node) is not None or not isinstance(node, ast.FunctionDef):
+    *kernels, node = ast.parse(answer.source).body
+    released = ast.parse(stub(slug, exercise)).body[-1]
+    if kernels or ast.get_docstring(node) is not None or not isinstance(node, ast.FunctionDef):
         return answer.source  # an edit of the reference, or a class: the student's cell is all of it
     assert isinstance(released, ast.FunctionDef)
     if [a.arg for a in node.args.args] != [a.arg for a in released.args.args]:
@@ -487,6 +488,13 @@ def crashes_on_a_list() -> bytes:
         return torch.linalg.multi_dot(list(layers.flip(0)))
         """,
     )
+    return paper.bytes()
+
+
+def other_kernels() -> bytes:
+    """Other kernels throughout, but for the forward one, which grouped heads and windows launch."""
+    paper = with_alternatives(FLASH_GPU)
+    paper["flash_forward"] = reference(FLASH_GPU, "flash_forward")
     return paper.bytes()
 
 
@@ -1297,6 +1305,61 @@ CLASS = (
             "choose_blocks": failed(0, "scores_forgotten"),
             "split_kv_decode": failed(0.7273, "last_keys_dropped"),
             "mixed_precision_attention": failed(0.8889, "accumulated_in_compute"),
+        },
+    ),
+    Entry("s001", FLASH_GPU, "Everything right, as the reference has it.", lambda: solved(FLASH_GPU).bytes(), 62),
+    Entry("s002", FLASH_GPU, "Everything right, in other ways.", other_kernels, 62),
+    Entry(
+        "s007",
+        FLASH_GPU,
+        "Right values, at a cost that the contract rules out; the window suffers from the forward kernel's waste.",
+        lambda: with_slips(
+            FLASH_GPU,
+            flash_forward="visits_skipped_tiles",
+            flash_forward_gqa="keys_repeated_in_memory",
+            flash_decode="splits_ignored",
+            block_sparse_kernel="visits_all_blocks",
+        ).bytes(),
+        55.7075,
+        {
+            "flash_forward": failed(8.4615, "visits_skipped_tiles"),
+            "flash_forward_gqa": failed(2.8571, "keys_repeated_in_memory"),
+            "flash_forward_window": failed(3.8889, "visits_tiles_outside_the_window"),
+            "flash_decode": failed(6.3, "splits_ignored"),
+            "block_sparse_kernel": failed(4.2, "visits_all_blocks"),
+        },
+    ),
+    Entry(
+        "s008",
+        FLASH_GPU,
+        "A different mistake in every exercise.",
+        lambda: with_slips(
+            FLASH_GPU,
+            vector_scale="store_without_a_mask",
+            row_softmax="outside_counts_as_zero",
+            scores_kernel="heads_of_k_as_long_as_those_of_q",
+            flash_forward="causal_ignored",
+            flash_forward_gqa="all_read_the_first_head",
+            flash_forward_window="causal_sees_one_more",
+            flash_backward="delta_missing",
+            flash_decode="parts_averaged",
+            linear_attention_chunk_kernel="no_normaliser",
+            block_sparse_kernel="columns_count_keys",
+            autotune_space="exact_fits_left_out",
+        ).bytes(),
+        5.2617,
+        {
+            "vector_scale": Expected("crashed", 0, "store_without_a_mask"),
+            "row_softmax": failed(0, "outside_counts_as_zero"),
+            "scores_kernel": failed(1.1429, "heads_of_k_as_long_as_those_of_q"),
+            "flash_forward": failed(2.3077, "causal_ignored"),
+            "flash_forward_gqa": failed(0, "all_read_the_first_head"),
+            "flash_forward_window": failed(1.1111, "causal_sees_one_more"),
+            "flash_backward": failed(0, "delta_missing"),
+            "flash_decode": failed(0.7, "parts_averaged"),
+            "linear_attention_chunk_kernel": failed(0, "no_normaliser"),
+            "block_sparse_kernel": failed(0, "columns_count_keys"),
+            "autotune_space": failed(0, "exact_fits_left_out"),
         },
     ),
 )

@@ -103,6 +103,25 @@ def test_an_edit_of_what_the_reference_lacks_is_refused(declare):
         declare('edit("third", "wrong", replace="x", by="y", says="", hint="")')
 
 
+def test_an_edit_may_be_made_in_a_helper(declare):
+    """The helper comes along, edited, and the exercise as it is."""
+    (mistake,) = declare(
+        'edit("half", "counts_by_two", helpers=["Counter"], replace="count + 1", by="count + 2", says="", hint="")'
+    ).mistakes["half"]
+    edited = reference_source("tiny", "Counter").replace("count + 1", "count + 2")
+    assert mistake.source == f"{edited}\n\n{reference_source('tiny', 'half')}"
+    assert run(mistake.source, "Counter")(2).again().count == 12
+
+
+def test_kernels_come_with_the_function_that_launches_them():
+    """Those of the reference, or an answer's own."""
+    found = shelf("flash_gpu")
+    (own,) = found.alternatives["vector_scale"]
+    impostor = next(m for m in found.mistakes["vector_scale"] if m.name == "torch_multiplies")
+    assert "def _scale_by_rows(" in own.source and "def _vector_scale_kernel(" not in own.source
+    assert "def _vector_scale_kernel(" in impostor.source and impostor.source.count("def ") == 2
+
+
 def test_a_function_takes_the_exercises_name_and_keeps_its_own_decorators(declare):
     (mistake,) = declare("""
         @mistake("half", says="You call yourself.", hint="Stop.")

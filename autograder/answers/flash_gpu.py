@@ -195,11 +195,11 @@ edit(
 )
 edit(
     "row_softmax",
-    "computed_in_half_precision",
-    replace=".to(tl.float32)",
-    by="",
-    says="You compute in the dtype of x; a long row in float16 loses its digits in the sum.",
-    hint="Convert what the load brings before you compute with it.",
+    "logarithms_of_weights",
+    replace="weights / tl.where(total == 0.0, 1.0, total)",
+    by="row - peak - tl.log(total)",
+    says="You return the logarithms of the weights.",
+    hint="Can a weight be negative?",
 )
 edit(
     "row_softmax",

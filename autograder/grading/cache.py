@@ -27,11 +27,12 @@ from autograder.course import Exercise
 from autograder.grading.forbidden import plain_python
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.grading.suite import student_seed
+from autograder.sandbox import kernels
 
 Basis = dict[str, Any]
 
 TOOL = Path(__file__).resolve().parent.parent
-LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch")
+LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *["triton"] * kernels.FOUND)
 GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "cache")
 _DYNAMIC = frozenset(("globals", "vars", "eval", "exec", "importlib", "__import__"))
 _WHY = {

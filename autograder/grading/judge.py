@@ -17,6 +17,7 @@ from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret
 from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, own_seed, seed_of, student_seed, suite
+from autograder.sandbox import native
 from autograder.sandbox.errors import SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.session import CellFault, Session
@@ -89,7 +90,8 @@ def judge_notebook(
         return result(
             "ungraded", "infrastructure", [_blank(e, "infrastructure") for e in exercises], message=str(error)
         )
-    return result("graded", "ok", graded, release=notebook.release, notes=_notes(slug, notebook.release))
+    found = (*_notes(slug, notebook.release), *native.notes(notebook.cells, [exercise.name for exercise in exercises]))
+    return result("graded", "ok", graded, release=notebook.release, notes=found)
 
 
 def _judged(

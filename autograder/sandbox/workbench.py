@@ -201,8 +201,6 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal steps
-        if frame.f_code.co_filename.startswith(kernels.FOLDER):
-            return None  # the interpreter's steps are not the submission's
         steps += event == "line"
         return count
 
