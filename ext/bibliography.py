@@ -6,7 +6,7 @@ the `key` field of its entry, so that the five articles are "(Article 3)".
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,15 +40,13 @@ def label(entry: Entry) -> str:
 
 
 class Labels(BaseLabelStyle):
-    """Labels made of names and year, told apart by letters where two are alike."""
+    """Names and year, and the letter of the key (`touvron2023b`) where it has one: the same label on every page."""
 
     def format_labels(self, sorted_entries: Iterable[Entry]) -> Iterator[str]:
         """The labels in the order of the entries."""
-        labels = [label(entry) for entry in sorted_entries]
-        many, seen = Counter(labels), Counter[str]()
-        for text in labels:
-            seen[text] += 1
-            yield text if many[text] == 1 else f"{text}{chr(ord('a') + seen[text] - 1)}"
+        for entry in sorted_entries:
+            letter = re.search(r"\d{4}([b-z])$", entry.key)
+            yield label(entry) + (letter[1] if letter else "")
 
 
 class CourseStyle(Style):
