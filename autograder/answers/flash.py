@@ -989,22 +989,26 @@ edit(
 
 @mistake(
     "flash_attention_backward",
-    says="You take one query after another with all of its keys: a step for every row instead of one for every tile.",
+    says="You take a few queries at a time with all of their keys: a step for every few rows, not for every tile.",
     hint="A tile holds block_q queries and block_k keys, and takes a few lines.",
-    name="row_by_row",
 )
-def backward_row_by_row(q, k, v, out, lse, d_out, block_q, block_k, causal=False):
+def few_rows_at_a_time(q, k, v, out, lse, d_out, block_q, block_k, causal=False):
     shift, scale = k.shape[-2] - q.shape[-2], q.shape[-1] ** -0.5
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for i in range(q.shape[-2]):
-        row, end = slice(i, i + 1), max(0, i + shift + 1) if causal else k.shape[-2]
-        keys, d_row = k[..., :end, :], d_out[..., row, :]
-        weights = (q[..., row, :] @ keys.mT * scale - lse[..., row, None]).exp()
-        delta = (out[..., row, :] * d_row).sum(-1, keepdim=True)
-        d_scores = weights * (d_row @ v[..., :end, :].mT - delta) * scale
-        dq[..., row, :] = d_scores @ keys
-        dk[..., :end, :] += d_scores.mT @ q[..., row, :]
-        dv[..., :end, :] += weights.mT @ d_row
+    for i in range(0, q.shape[-2], 4):
+        rows = slice(i, min(i + 4, q.shape[-2]))
+        end = max(0, rows.stop + shift) if causal else k.shape[-2]
+        keys, d_rows, log = k[..., :end, :], d_out[..., rows, :], lse[..., rows, None]
+        scores = q[..., rows, :] @ keys.mT * scale
+        if causal:
+            seen = torch.ones_like(scores, dtype=torch.bool).tril(i + shift)
+            scores = scores.masked_fill(~seen, -torch.inf)
+        weights = (scores - log.masked_fill(log == -torch.inf, torch.inf)).exp()
+        delta = (out[..., rows, :] * d_rows).sum(-1, keepdim=True)
+        d_scores = weights * (d_rows @ v[..., :end, :].mT - delta) * scale
+        dq[..., rows, :] = d_scores @ keys
+        dk[..., :end, :] += d_scores.mT @ q[..., rows, :]
+        dv[..., :end, :] += weights.mT @ d_rows
     return dq, dk, dv
 
 

@@ -145,7 +145,7 @@ def test_online_softmax_holds_one_chunk(student, rng):
 # merge_partials
 
 OUT_LSE = ("out", "lse")
-STEPS_A_TILE = 6000  # lines of Python, those of the recorder among them: a tile takes one or two thousand
+STEPS_A_TILE = 9000  # lines of Python, those of the recorder among them: a tile takes one or two thousand
 
 
 def halves(rng, *batch, keys=(4, 7)):
@@ -415,9 +415,9 @@ def test_blockwise_skips_the_future(student, rng):
     hint="How many tiles are there? Each takes a few lines, whatever it holds.",
 )
 def test_blockwise_steps_are_those_of_tiles(student, rng):
-    """2,048 queries and 64 keys in tiles of 512 × 32 take as many steps as 8 tiles do, not as many as rows."""
-    inputs = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
-    trace = student.trace("blockwise_attention", *inputs, 512, 32)
+    """512 queries and 64 keys in tiles of 128 × 32 take as many steps as 8 tiles do, not as many as rows."""
+    inputs = draw(rng, q_seq=512, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("blockwise_attention", *inputs, 128, 32)
     some_rows(rng, trace.result, inputs)
     at_most(trace.steps, STEPS_A_TILE * 8, what="lines of Python run for 8 tiles")
 
@@ -553,10 +553,10 @@ def test_backward_work_is_five_products_a_tile(student, rng):
 
 @hidden("flash_attention_backward", kind="cost", weight=2, hint="A tile takes a few lines, however many rows it holds.")
 def test_backward_steps_are_those_of_tiles(student, rng):
-    """2,048 queries and 64 keys in tiles of 512 × 32 take as many steps as 8 tiles do, not as many as rows."""
-    q, k, v = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
-    args = (q, k, v, *dense(q, k, v), tensor(rng, 2048, 2))
-    trace = student.trace("flash_attention_backward", *args, 512, 32)
+    """512 queries and 64 keys in tiles of 128 × 32 take as many steps as 8 tiles do, not as many as rows."""
+    q, k, v = draw(rng, q_seq=512, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    args = (q, k, v, *dense(q, k, v), tensor(rng, 512, 2))
+    trace = student.trace("flash_attention_backward", *args, 128, 32)
     at_most(trace.steps, STEPS_A_TILE * 8, what="lines of Python run for 8 tiles")
 
 
@@ -1115,9 +1115,9 @@ def test_lazy_memory_is_one_chunk(student, rng):
 
 @hidden("chunked_lazy_attention", kind="cost", weight=2, hint="A chunk takes a few lines, however many rows it holds.")
 def test_lazy_steps_are_those_of_chunks(student, rng):
-    """2,048 queries and 64 keys in chunks of 512 take as many steps as 4 pairs of chunks do, not as many as rows."""
-    inputs = draw(rng, q_seq=2048, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
-    trace = student.trace("chunked_lazy_attention", *inputs, 512)
+    """512 queries and 64 keys in chunks of 128 take as many steps as 4 pairs of chunks do, not as many as rows."""
+    inputs = draw(rng, q_seq=512, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
+    trace = student.trace("chunked_lazy_attention", *inputs, 128)
     some_rows(rng, trace.result, inputs)
     at_most(trace.steps, STEPS_A_TILE * 4, what="lines of Python run for 4 pairs of chunks")
 
@@ -1131,4 +1131,4 @@ def test_lazy_memory_of_few_queries(student, rng):
     at_most(trace.largest, 5 * 512 * 32, what="elements of the largest tensor of 32 queries and 16,384 keys")
     inputs = draw(rng, q_seq=32, kv_seq=64, head_dim=2, v_dim=2, dtype=torch.float32)
     trace = student.trace("chunked_lazy_attention", *inputs, 8)
-    at_most(trace.largest, 2.5 * 2 * 64, what="elements of the largest tensor in chunks of 8")
+    at_most(trace.largest, 4.5 * 2 * 64, what="elements of the largest tensor in chunks of 8")
