@@ -26,11 +26,11 @@ def leak_problems(slugs: Sequence[str], places: Sequence[Path] | None = None) ->
 
     Args:
         slugs: chapters whose secrets are looked for.
-        places: folders or files to scan (by default the student notebooks, the bundle and the built book).
+        places: folders or files to scan (by default notebooks and lessons, the bundle and the built book).
     """
     if places is None:
-        notebooks = [course.CHAPTERS / slug / "exercises.ipynb" for slug in slugs]
-        places = [*notebooks, course.BUILD / "release", course.BUILD / "html"]
+        pages = [course.CHAPTERS / slug / name for slug in slugs for name in ("exercises.ipynb", "lesson.md")]
+        places = [*pages, course.BUILD / "release", course.BUILD / "html"]
     secrets = {slug: _secrets(slug) for slug in slugs}
     problems = []
     for path in _files(places):
@@ -100,9 +100,8 @@ def _secrets(slug: str) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
 
 
 def _public(slug: str) -> str:
-    """What students and readers are meant to see: prose, checks, stubs, lesson."""
-    folder = course.CHAPTERS / slug
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))]
+    """What students are meant to see: prose, checks, stubs. A lesson is no excuse: it must not print an answer either."""
+    texts = [(course.CHAPTERS / slug / "exercises.md").read_text(encoding="utf-8")]
     texts += [clear_solutions(cell.source) for cell in instructor_notebook(slug).cells]
     return _normal("\n".join(texts))
 
