@@ -376,7 +376,7 @@ def rope_frequencies(
         scaling: None, or a dictionary with a "type" and numbers; s is its "factor" ≥ 1, L its "original_max", the
             length of the training texts, and r_i = L θ_i / 2π counts the turns of pair i over L.
             "linear": θ_i / s.
-            "ntk": θ_i with the base times s^(head_dim / (head_dim − 2)).
+            "ntk": θ_i with the base times s^(head_dim / (head_dim − 2)); for head_dim > 2.
             "yarn": (1 − γ_i) θ_i / s + γ_i θ_i with γ_i = (r_i − "beta_slow") / ("beta_fast" − "beta_slow"), clipped to
             0 … 1; the two default to 1 and 32.
             "llama3": the same with "low_freq_factor" and "high_freq_factor", which default to 1 and 4.
