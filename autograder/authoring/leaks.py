@@ -100,7 +100,7 @@ def _secrets(slug: str) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
 
 
 def _public(slug: str) -> str:
-    """What students are meant to see: prose, checks, stubs. A lesson is no excuse: it must not print an answer either."""
+    """What students are meant to see: prose, checks, stubs. No lesson: it must not print an answer either."""
     texts = [(course.CHAPTERS / slug / "exercises.md").read_text(encoding="utf-8")]
     texts += [clear_solutions(cell.source) for cell in instructor_notebook(slug).cells]
     return _normal("\n".join(texts))
