@@ -1034,7 +1034,14 @@ def test_error_budget(student, rng):
 def test_mixed_precision_survives_large_scores(student, rng):
     """Scores in the hundreds do not overflow in float16."""
     q, k, v = draw(rng, 2, q_seq=6, kv_seq=9, head_dim=16, dtype=torch.float32)
-    mixed(student, (8 * q, 8 * k, v), torch.float16, torch.float16, 0.002, "float16 in float16 at large scores")
+    inputs = 8 * q, 8 * k, v
+    found = student.mixed_precision_attention(*inputs, torch.float16, torch.float16)
+    expected = in_mixed_precision(*inputs, torch.float16, torch.float16)
+    require(isinstance(found, torch.Tensor) and found.shape == expected.shape, "the shape of the output is off.")
+    require(bool(found.isfinite().all()), "some values are not finite.")
+    # That the result is precise is asked elsewhere; here a row may hang on two scores that all but tie.
+    far = float((found.double() - expected.double()).abs().mean())
+    require(far <= 0.1, "the output is far from attention at large scores.")
 
 
 @hidden(
