@@ -29,7 +29,7 @@ from sphinxcontrib.bibtex.style.template import entry_label, join, join2, node, 
 def label(entry: Entry) -> str:
     """`Vaswani et al. 2017`; where nobody is named, the entry's `key` field."""
     people = entry.persons.get("author") or entry.persons.get("editor") or []
-    names = [" ".join([*person.prelast_names, *person.last_names]).strip("{}") for person in people]
+    names = [str(Text.from_latex(" ".join([*person.prelast_names, *person.last_names]))) for person in people]
     if not names:
         who = entry.fields.get("key", entry.key)
     elif len(names) > 2 or names[-1] == "others":

@@ -1399,6 +1399,14 @@ edit(
 )
 edit(
     "alibi_bias",
+    "future_without_penalty",
+    replace=DISTANCE,
+    by="(torch.arange(kv_seq - q_seq, kv_seq)[:, None] - torch.arange(kv_seq)).clamp(min=0)",
+    says="Keys ahead of the query have a bias of 0: you count distances into the past only.",
+    hint="How far is it from a query to a key that comes after it?",
+)
+edit(
+    "alibi_bias",
     "same_slope_for_all",
     replace="slopes[:, None, None]",
     by="slopes[:1, None, None].expand(heads, 1, 1)",

@@ -566,6 +566,16 @@ edit(
 )
 edit(
     "graph_attention",
+    "self_loops_along_the_first_axes",
+    replace="weights = masked_softmax(scores, adjacency | itself)",
+    by="""edges = adjacency.clone()
+    edges.diagonal().fill_(True)
+    weights = masked_softmax(scores, edges)""",
+    says="`diagonal()` runs along the first two axes: with a graph for every example, your self-loops land elsewhere.",
+    hint="Which two axes of (batch, nodes, nodes) hold a node beside itself?",
+)
+edit(
+    "graph_attention",
     "edges_reversed",
     replace="adjacency | itself",
     by="adjacency.transpose(-2, -1) | itself",
