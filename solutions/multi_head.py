@@ -397,8 +397,8 @@ class KVCache:
             v: (batch, kv_heads, new, v_dim).
 
         Raises:
-            ValueError: if they do not fit: more than `capacity` positions in all, or, with a window, if the window − 1
-                positions before and the new ones are more than `capacity`. The cache stays as it was.
+            ValueError: if they do not fit: more than `capacity` positions in all, or, with a window, if the new ones
+                and the window − 1 before them (fewer at first) are more than `capacity`. The cache stays as it was.
         """
         new = k.shape[-2]
         kept = self.end if self.window is None else min(self.end, self.window - 1)
