@@ -172,8 +172,9 @@ def banded_attention(
         causal: whether the future is hidden.
 
     Returns:
-        (*batch, q_seq, v_dim), in the dtype of q. Nothing of size q_seq × kv_seq is formed; for a window of at most a
-        quarter of the sequence the two products take at most twice the FLOPs of the pairs inside the band.
+        (*batch, q_seq, v_dim), in the dtype of q. Nothing of size q_seq × kv_seq is formed; with as many
+        queries as keys, and a window of at most a quarter of the sequence, the two products take at most twice the
+        FLOPs of the pairs inside the band.
 
     Source: Beltagy et al. (2020), sections 3.1 and 3.2 and appendix A ("sliding chunks").
 
