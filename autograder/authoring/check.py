@@ -212,6 +212,7 @@ def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
 
 
 def _judged(exercise: Exercise, cells: Sequence[str], seeds: int) -> Iterator[ExerciseResult]:
+    settle(exercise.slug)
     with Session(cells) as session:
         for seed in range(seeds):
             yield judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
@@ -279,6 +280,7 @@ def _runs(
 ) -> Iterator[tuple[int, Sequence[Verdict], ExerciseResult]]:
     """One answer judged as a student's is, seed by seed, with what each test saw."""
     hidden = suite(exercise.slug)
+    settle(exercise.slug)
     with Session(cells) as session:
         if (ruled_out := forbidden_result(exercise, cells, session)) is not None:
             yield 0, (), ruled_out

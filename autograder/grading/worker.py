@@ -33,8 +33,14 @@ def begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-@cache
 def settle(slug: str) -> None:
+    """Get ready for a submission: what judging its chapter needs is loaded, and what the last one left is gone."""
+    _load(slug)
+    gc.collect()  # arrays that hang in cycles; the thresholds below would let them wait for gigabytes
+
+
+@cache
+def _load(slug: str) -> None:
     """Load what judging a chapter needs, and have the garbage collector pass over it from now on.
 
     It lives as long as the process, and going through a million objects again and again takes as long as many tests.
