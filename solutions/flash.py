@@ -538,8 +538,8 @@ def chunked_lazy_attention(
         chunk: queries, and keys, in a chunk; the last chunks may have fewer.
 
     Returns:
-        (*batch, q_seq, v_dim), in the dtype of q, differentiable. Nothing larger than the inputs, a chunk × chunk tile
-        and one chunk's sums for all chunks of keys is formed.
+        (*batch, q_seq, v_dim), in the dtype of q, differentiable. Nothing larger than the inputs, the output, a
+            chunk × chunk tile and one chunk's sums for all chunks of keys is formed.
 
     Source: Rabe and Staats (2021), sections 2 and 3 and figure 1.
 
