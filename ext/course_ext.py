@@ -230,7 +230,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", check_labels)
     app.connect("html-page-context", trim_page, priority=900)
     app.connect("html-page-context", live.lay_out)
-    app.connect("builder-inited", numbering.install)
+    app.connect("env-before-read-docs", numbering.install)
     app.connect("html-collect-pages", keep_index_entries)
     app.connect("build-finished", copy_mathjax)
     app.add_search_language(CourseSearch)

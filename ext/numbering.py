@@ -19,8 +19,11 @@ from ext import data
 Assign = Callable[[TocTreeCollector, BuildEnvironment], list[str]]
 
 
-def install(app: Sphinx) -> None:
-    """Have whatever numbers the sections go on to number them by chapter; called when all extensions are loaded."""
+def install(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Have whatever numbers the sections go on to number them by chapter.
+
+    Called before pages are read: Jupyter Book loads its own numbering after all extensions.
+    """
     assign = TocTreeCollector.assign_section_numbers
     if not hasattr(assign, "by_chapter"):
         TocTreeCollector.assign_section_numbers = _by_chapter(assign)  # type: ignore[method-assign, assignment]

@@ -541,6 +541,12 @@ SLIPS_THROUGH = {
     "star": "from torch.special import *\ndef f(x):\n    return log_softmax(x, 0)",
     "magic inside": "import torch\ndef f(x):\n    %time y = torch.softmax(x, 0)\n    return y",
     "help beside": "import torch\ndef f(x):\n    return torch.softmax(x, 0)\nf?",
+    "import that is bound again": "def f(x):\n    import torch as t\n"
+    "    y = t.special.log_softmax(x, 0)\n    t = 3\n    return y",
+    "import under a loop variable": "def f(x):\n    import torch as t\n    y = t.special.log_softmax(x, 0)\n"
+    "    for t in x:\n        pass\n    return y",
+    "import under a nested function": "import torch\ndef f(x):\n    from torch import special as s\n"
+    "    y = s.log_softmax(x, 0)\n    def s():\n        pass\n    return y",
     "out of a list": "import torch as t\ndef f(x):\n    return [t][0].special.log_softmax(x, 0)",
     "out of a table": "import torch as t\nm = {'a': t.special}['a']\ndef f(x):\n    return m.log_softmax(x, 0)",
     "loop variable": "import torch as t\ndef f(x):\n    for m in (t.special,):\n        return m.log_softmax(x, 0)",
@@ -598,6 +604,7 @@ WRONGLY_FOUND = {
     "a scratch comprehension's variable": "import torch\nz = [g for g in torch.softmax(y, 0)]\n"
     "def f(x):\n    return g(x)",
     "a dtype handed on": "import torch\ndef f(x):\n    y = torch.zeros(3, dtype=torch.float64)\n    return y.softer(x)",
+    "a function of that name inside": "def f(x):\n    def code(y):\n        return y\n    return code(x)",
     "a parameter called eval": "def f(x, eval=False):\n    return x if eval else -x",
 }
 

@@ -74,6 +74,10 @@ class _Scope:
         """The scope of a function's body: its own names hide those outside."""
         below = _direct(node)
         scope = self.hiding(_own_names(node.args, below))
+        for child in below:  # a name that is imported here means that, whatever else is bound to it here
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                for name, dotted in _imported(child):
+                    scope.aliases[name] = scope.aliases.get(name, set()) | {dotted}
         pairs = [pair for child in below for pair in _assignments(child)]
         for target, value in [*_defaults(node.args), *pairs]:
             scope.learn(target, value, self)
@@ -123,17 +127,10 @@ class Reach:
         self._meaning: _Meaning = frozenset((name, frozenset(values)) for name, values in self.scope.aliases.items())
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
-        aliases = self.scope.aliases
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                bound = alias.asname or alias.name.partition(".")[0]
-                aliases[bound].add(alias.name if alias.asname else bound)
-        elif node.module:
-            for alias in node.names:
-                if alias.name == "*":
-                    self.stars.append(node.module)
-                else:
-                    aliases[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+        for name, dotted in _imported(node):
+            self.scope.aliases[name].add(dotted)
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == "*" for alias in node.names):
+            self.stars.append(node.module)
 
     def _binding(self, statement: _Statement, faulted: bool) -> None:
         if isinstance(statement.node, _DEFINITIONS):
@@ -214,6 +211,16 @@ class _Statement:
 
 
 _MOST_READINGS = 8
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
+    """The names that an import binds, each with what it is another word for."""
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            bound = alias.asname or alias.name.partition(".")[0]
+            yield bound, alias.name if alias.asname else bound
+        elif node.module and alias.name != "*":
+            yield alias.asname or alias.name, f"{node.module}.{alias.name}"
 
 
 def _written(node: ast.AST) -> str | None:
@@ -333,6 +340,8 @@ def _own_names(arguments: ast.arguments, below: Sequence[ast.AST]) -> frozenset[
     for child in below:
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child not in passing:
             own.add(child.id)
+        elif isinstance(child, _DEFINITIONS):
+            own.add(child.name)
         elif isinstance(child, (ast.Global, ast.Nonlocal)):
             foreign.update(child.names)
     return frozenset(own - foreign)

@@ -269,9 +269,8 @@ def _remark(
     broken = [r.id.partition("-")[2] for r in before if r.outcome != "passed"]
     used = [name for name in exercise.uses if name in broken]
     if outcome != "not_attempted" and used:
-        return (
-            f"This exercise may use {', '.join(f'`{name}`' for name in used)}, which is not right yet: mend that first."
-        )
+        names = " and ".join(f"`{name}`" for name in used)
+        return f"Not right yet, and of use here: {names}. If your code calls it, mend that first."
     return ""
 
 
