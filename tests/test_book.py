@@ -33,6 +33,7 @@ from nbclient.exceptions import CellExecutionError
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
+from autograder.authoring import book as book_module
 from autograder.authoring import leaks
 from autograder.authoring.book import BookError, build_book
 from autograder.authoring.lite import build_lite, numpy_edition
@@ -691,6 +692,30 @@ def test_each_planted_fault_fails_the_build(small: Path, tmp_path: Path) -> None
         told = [line for line in problems if re.search(words, line)]
         assert told, f"{fault} went unnoticed"
         assert "chapters/additive/lesson" in told[0], told
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("checking consistency... WARNING: a.bib: nothing", ["checking consistency...", "WARNING: a.bib: nothing"]),
+        ("reading sources... [ 25%] chapters/x/lesson", ["reading sources... [ 25%] chapters/x/lesson"]),
+        (
+            "reading sources... [ 5%] a/b {root}/a/b.md:3: WARNING: c",
+            ["reading sources... [ 5%] a/b", "{root}/a/b.md:3: WARNING: c"],
+        ),
+        (
+            "looking for now-outdated files... {root}/a.md: WARNING: c",
+            ["looking for now-outdated files...", "{root}/a.md: WARNING: c"],
+        ),
+        ("{root}/a.md: WARNING: one... two", ["{root}/a.md: WARNING: one... two"]),
+    ],
+)
+def test_a_problem_behind_progress_on_one_line_is_seen(line: str, parts: list[str], tmp_path: Path) -> None:
+    told = line.replace("{root}", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", f"print({told!r})"], stdout=subprocess.PIPE, text=True) as process:
+        found = list(book_module._lines(process, tmp_path))
+    assert found == [part.replace("{root}", str(tmp_path)) for part in parts]
+    assert bool(book_module.PROBLEM.match(found[-1])) == ("WARNING" in line)
 
 
 def test_plain_sphinx_builds_the_same_tree(small: Path, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ STEP = re.compile(r"^(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)$"
 PROBLEM = re.compile(
     r"^(?:(?P<place>[^\s:][^:]*?(?::\d+)?)::? ?)?(?P<kind>WARNING|ERROR|CRITICAL|SEVERE): (?P<text>.*)$"
 )
+# "checking consistency... WARNING: …", "reading sources... [ 25%] chapters/x/lesson /course/chapters/x/lesson.md:1: …"
+PROGRESS = re.compile(r"^[a-z][\w ,\[\]-]*\.\.\. (?:\[\s*\d+%\] \S+ ?)?")
 # A build that stops says what it was on the line after one of these.
 STOPPED = re.compile(
     r"^(?:Sphinx|Extension|Configuration|Theme|Application|Version requirement) error:|^Exception occurred:"
@@ -193,10 +195,10 @@ def _lines(process: subprocess.Popen[str], root: Path) -> Iterator[str]:
         for part in line.split("\r"):
             text = COLOURS.sub("", part).rstrip()
             # A problem may follow progress on the same line.
-            start = text.find(f"{root}{os.sep}")
-            if start > 0 and "..." in text[:start] and PROBLEM.match(text[start:]):
-                yield text[:start].rstrip()
-                text = text[start:]
+            after = PROGRESS.match(text)
+            if after and PROBLEM.match(text[after.end() :]):
+                yield after[0].rstrip()
+                text = text[after.end() :]
             if text:
                 yield text
 
