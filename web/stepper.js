@@ -24,7 +24,7 @@ customElements.define("aid-stepper", class extends Widget {
         ? el("thead", {}, el("tr", {}, one.rows ? el("td") : null,
           ...one.columns.map((name) => el("th", { scope: "col" }, String(name)))))
         : null;
-      return el("div", { class: "aid-matrixbox" }, el("table", { class: "aid-numbers" },
+      return el("div", { class: "aid-matrixbox", role: "group", tabindex: "0", "aria-label": one.name }, el("table", { class: "aid-numbers" },
         el("caption", {}, one.name), head,
         el("tbody", {}, ...rows.map((line, i) => el("tr", {},
           one.rows ? el("th", { scope: "row" }, String(one.rows[i])) : null,
