@@ -29,6 +29,7 @@ from autograder.grading.worker import begin, settle
 from autograder.sandbox.session import Session
 
 MARGIN = 2.0
+KERNEL_SHARE = 0.4  # of the seeds, for exercises with Triton kernels: the interpreter takes milliseconds for every tile
 MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
 
 # Answers that know nothing. Each keeps the reference's call: shapes and dtypes are right, only the values are not.
@@ -61,6 +62,7 @@ class ExerciseCheck:
 
     id: str
     points: float
+    seeds: int = 0
     reference: str = "missing"
     alternatives: list[dict[str, Any]] = field(default_factory=list)
     stub: str = "missing"
@@ -111,7 +113,8 @@ def check(
 
     Args:
         slugs: chapters.
-        seeds: how many different sets of hidden numbers each answer meets.
+        seeds: how many different sets of hidden numbers each answer meets; fewer where there are kernels
+            (``KERNEL_SHARE``).
         workers: processes.
         progress: called with an exercise's id when it is done.
     """
@@ -127,7 +130,7 @@ def check(
     done: dict[str, ExerciseCheck] = {}
     with _pool(workers) as pool:
         whole = [pool.submit(notebook_problems, slug) for slug in slugs]
-        jobs = {pool.submit(check_exercise, e.slug, e.name, seeds): e for e in exercises}
+        jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds)): e for e in exercises}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
             progress(jobs[job].id)
@@ -148,6 +151,11 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _seeds_for(exercise: Exercise, seeds: int) -> int:
+    kernels = course.solution(exercise.slug).definitions[exercise.name].kernels
+    return max(1, round(seeds * KERNEL_SHARE)) if kernels else seeds
 
 
 def _chapter_problems(slug: str) -> Iterator[str]:
@@ -191,7 +199,7 @@ def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
     """Judge one exercise: every answer on the shelf, over several seeds."""
     settle(slug)
     exercise = next(e for e in course.sheet(slug).exercises if e.name == name)
-    found = ExerciseCheck(exercise.id, exercise.points)
+    found = ExerciseCheck(exercise.id, exercise.points, seeds)
     found.problems += _static_problems(exercise)
     module = course.solution(slug)
     original = module.definitions[name].source
