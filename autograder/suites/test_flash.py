@@ -145,7 +145,7 @@ def test_online_softmax_holds_one_chunk(student, rng):
 # merge_partials
 
 OUT_LSE = ("out", "lse")
-STEPS_A_TILE = 9000  # lines of Python, those of the recorder among them: a tile takes one or two thousand
+STEPS_A_TILE = 1250  # lines of Python, torch's own among them: a tile takes 200 to 500
 
 
 def halves(rng, *batch, keys=(4, 7)):
@@ -522,7 +522,7 @@ def test_backward_memory_is_one_tile(student, rng):
     trace = student.trace("flash_attention_backward", *args, 256, 256)
     some_gradients(rng, trace.result, q, k, v, args[-1])
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 15 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.outside_bytes, 18 * MIB, what="growth of the process's memory in bytes")
 
 
 def some_gradients(rng, found, q, k, v, d_out, causal=False):
