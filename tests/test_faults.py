@@ -25,6 +25,7 @@ from nbgrader.api import Gradebook
 from servers import Cluster, Coordinators, dask_cluster, end_group, postgres_programs, postgres_server
 
 from autograder.grading.record import COURSE_ID, database_url
+from autograder.grading.run import _executors
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "submitted"
 SLUG = "scaled_dot_product"
@@ -326,6 +327,17 @@ def test_a_damaged_result_is_made_again(coordinators, cluster, small_class, undi
     assert coordinators.run([small_class], tmp_path, scheduler=cluster.address) == 0, coordinators.said
     assert "1 graded (" in coordinators.said
     assert everything(tmp_path) == undisturbed
+
+
+def test_a_run_that_stops_while_results_are_on_their_way_says_nothing_of_it(cluster, caplog):
+    """Connections cut under large results: each would print a traceback over the one line that says why."""
+    for moment in range(8):
+        with _executors(2, cluster.address) as crew:
+            executor = crew.start()
+            for size in range(4):
+                crew.flying[executor.submit(bytes, 100_000_000 + 10 * moment + size)] = None
+            time.sleep(0.05 + 0.03 * moment)
+    assert caplog.messages == []
 
 
 def test_a_cluster_that_dies(coordinators, cluster, small_class, tmp_path):

@@ -14,13 +14,14 @@ Errors::
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -46,6 +47,8 @@ from autograder.grading.worker import begin, settle
 TRIES = 3
 DESERTED_SECONDS = 60.0
 """How long a cluster may be without a worker before the run gives up."""
+LANDING_SECONDS = 5.0
+"""How long a run that stops early waits for what a cluster is just sending back."""
 
 
 class ClusterError(Exception):
@@ -190,21 +193,23 @@ def grade(
             if folder != course.COURSE:
                 for slug in known:
                     write_source(folder, slug, (course.SOURCE / slug / "exercises.ipynb").read_bytes())
-            for judged in _judged(collected, run.problems, folder, workers, scheduler, force):
-                submission, before = judged.submission, _previous(folder, judged.submission)
-                # Graded again from `course/submitted`, it still came from where it came from.
-                result = replace(judged.result, upload=submission.upload or (before.upload if before else ""))
-                if judged.fresh or not recorder.is_recorded(result, submission.timestamp):
-                    recorder.record(result, judged.data, submission.timestamp)
-                run.judged += judged.fresh
-                run.reused += not judged.fresh
-                run.exercises_judged += judged.exercises
-                if judged.fresh and before is not None and (change := _change(before, result)) is not None:
-                    run.changed.append(change)
-                run.results.add(result)
-                if result.status != "graded":
-                    run.ungraded.add(result)
-                progress(Step(len(run.results), len(collected.submissions), result))
+            # Closed at once when a grade cannot be written, and not when Python gets around to it.
+            with closing(_judged(collected, run.problems, folder, workers, scheduler, force)) as arriving:
+                for judged in arriving:
+                    submission, before = judged.submission, _previous(folder, judged.submission)
+                    # Graded again from `course/submitted`, it still came from where it came from.
+                    result = replace(judged.result, upload=submission.upload or (before.upload if before else ""))
+                    if judged.fresh or not recorder.is_recorded(result, submission.timestamp):
+                        recorder.record(result, judged.data, submission.timestamp)
+                    run.judged += judged.fresh
+                    run.reused += not judged.fresh
+                    run.exercises_judged += judged.exercises
+                    if judged.fresh and before is not None and (change := _change(before, result)) is not None:
+                        run.changed.append(change)
+                    run.results.add(result)
+                    if result.status != "graded":
+                        run.ungraded.add(result)
+                    progress(Step(len(run.results), len(collected.submissions), result))
             run.problems += _without_a_time(recorder, collected.submissions)
     write_problems(folder, run.problems)
     run.changed.sort(key=lambda change: (change.assignment, change.student))
@@ -259,7 +264,7 @@ class _Job:
 
 def _judged(
     collected: Collected, problems: list[Problem], folder: Path, workers: int, scheduler: str | None, force: bool
-) -> Iterator[_Judged]:
+) -> Generator[_Judged, None, None]:
     """Results as they come, in any order."""
     secret = course_secret()
     todo: list[_Job] = []
@@ -295,7 +300,7 @@ def _run_jobs(
     """Keep a few jobs in flight, so that memory does not grow with the class."""
     executor = crew.start()
     queue = list(reversed(todo))
-    flying: dict[Future[tuple[SubmissionResult, int]], tuple[_Job, bytes]] = {}
+    flying = crew.flying
     while queue or flying:
         while queue and len(flying) < crew.window:
             job = queue.pop()
@@ -380,6 +385,8 @@ class _Crew:
     start: Callable[[], Executor]
     window: int
     check: Callable[[], None] = lambda: None
+    flying: dict[Future[tuple[SubmissionResult, int]], tuple[_Job, bytes]] = field(default_factory=dict)
+    """What was handed out and has not come back."""
 
 
 @contextmanager
@@ -436,9 +443,31 @@ def _cluster(address: str) -> Iterator[_Crew]:
         elif time.monotonic() - seen > DESERTED_SECONDS:
             raise ClusterError(f"the Dask scheduler at {address} has no worker; start some, {again}")
 
-    with client:
-        threads = sum(client.ncores().values())  # type: ignore[no-untyped-call]
-        yield _Crew(client.get_executor, 2 * max(threads, 1), check)
+    threads = sum(client.ncores().values())  # type: ignore[no-untyped-call]
+    # It outlives its workers: there is nothing to start again.
+    executor = client.get_executor()  # type: ignore[no-untyped-call]
+    crew = _Crew(lambda: executor, 2 * max(threads, 1), check)
+    try:
+        yield crew
+    finally:
+        with _unheard("distributed.client", "tornado.application"):
+            if client.status == "running":
+                executor.shutdown(wait=False)
+                wait(crew.flying, timeout=LANDING_SECONDS)
+            client.close()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _unheard(*loggers: str) -> Iterator[None]:
+    """What a connection says that is cut on purpose would bury the message that matters."""
+    silenced = [logger for logger in map(logging.getLogger, loggers) if not logger.disabled]
+    for logger in silenced:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in silenced:
+            logger.disabled = False
 
 
 def _previous(folder: Path, submission: Submission) -> SubmissionResult | None:

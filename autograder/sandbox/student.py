@@ -120,7 +120,7 @@ class Journal:
 
     def note_error(self, error: StudentError) -> None:
         """Enter an error that came back, or that came instead."""
-        bases = f"{error.bases[0]} {error.says}" if isinstance(error, Raised) and error.bases else ""
+        bases = f"{error.bases[0]} {error.says}".rstrip() if isinstance(error, Raised) and error.bases else ""
         self.entries.append(("error", f"{error.outcome}:{bases}"))
 
 
