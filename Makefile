@@ -82,16 +82,8 @@ bench: env  ## the benchmarks that run on this machine
 	$(BIN)/python benchmarks/long_sequences.py --json _build/long_sequences.json
 	$(BIN)/python benchmarks/grading.py --students 40 --rounds 1 --json _build/grading.json
 
-soak: env system  ## the long versions: 50 kills, 20 seeds, deep fuzz, 5,000 submissions; records below _build/soak
-	@mkdir -p _build/soak
-	$(call step,50 kills of the coordinator)
-	ATTN_KILLS=50 $(BIN)/python -m pytest tests/test_faults.py -k killed -s 2>&1 | tee _build/soak/kills.txt
-	$(call step,The hidden suites judged over 20 seeds)
-	$(BIN)/attn check --seeds 20 --json _build/soak/check.json
-	$(call step,Whole gradings of damaged submissions)
-	$(BIN)/python -m pytest tests/test_fuzz.py -m soak 2>&1 | tee _build/soak/fuzz.txt
-	$(call step,Memory of the coordinator with 200 and with 5000 submissions)
-	$(BIN)/python benchmarks/grading_scale.py --students 200 5000 --json _build/soak/grading_scale.json
+soak: env system  ## the long versions: 50 kills, 20 seeds, deep fuzz, 5,000 submissions; goes on where it was stopped
+	$(BIN)/python benchmarks/soak.py --json _build/soak/soak.json
 
 clean:  ## remove what was built; the environment and the course's grades stay
 	rm -rf _build

@@ -1,0 +1,129 @@
+"""The long tests, one after the other, and a record of what they came to; `make soak` runs them.
+
+    python benchmarks/soak.py --json _build/soak/soak.json                 all of them; two hours on two cores
+    python benchmarks/soak.py --json _build/soak/soak.json --only kills    one
+
+What each prints lies beside the record. A part that the record holds for the same commit is not run again, so a run
+that was stopped goes on where it was; `--again` runs it all the same.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from provenance import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "junit_family=xunit2"]
+KILLS, SEEDS, CASES, STUDENTS = 50, 20, 300, (200, 5000)
+
+
+def kills(folder):
+    """The coordinator killed at random moments; every grade must be there afterwards, once and unchanged."""
+    command = [
+        *PYTEST,
+        "tests/test_faults.py",
+        "-k",
+        "killed_at_any_moment",
+        "-s",
+        f"--junitxml={folder / 'kills.xml'}",
+    ]
+    return command, {"ATTN_KILLS": str(KILLS)}, lambda: tests_in(folder / "kills.xml") | {"kills": KILLS}
+
+
+def check(folder):
+    """All answers of all chapters judged over many sets of hidden numbers."""
+    file = folder / "check.json"
+    command = [sys.executable, "-m", "autograder.cli", "check", "--seeds", str(SEEDS), "--json", str(file)]
+
+    def figures():
+        found = json.loads(file.read_text())
+        problems = found["problems"] + [problem for each in found["exercises"] for problem in each["problems"]]
+        return {key: found[key] for key in ("caught", "total", "seeds")} | {"problems": problems}
+
+    return command, {}, figures
+
+
+def fuzz(folder):
+    """Whole gradings of damaged and odd notebooks."""
+    command = [*PYTEST, "tests/test_fuzz.py", "-m", "soak", f"--junitxml={folder / 'fuzz.xml'}"]
+    return command, {"FUZZ_CASES": str(CASES)}, lambda: tests_in(folder / "fuzz.xml") | {"cases": CASES}
+
+
+def scale(folder):
+    """Memory of the coordinator with a small class and with a large one."""
+    file = folder / "grading_scale.json"
+    command = [sys.executable, "benchmarks/grading_scale.py", "--students", *map(str, STUDENTS), "--json", str(file)]
+
+    def figures():
+        found = json.loads(file.read_text())
+        return {key: found[key] for key in ("classes", "growth_kib_per_student", "allowed_kib_per_student")}
+
+    return command, {}, figures
+
+
+PARTS = (kills, fuzz, scale, check)
+
+
+def tests_in(report):
+    """How many tests a report of pytest holds, and what became of them."""
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    return {word: int(suite.get(word)) for word in ("tests", "failures", "errors", "skipped")}
+
+
+def run(part, folder):
+    """Run a part to its end; what came of it, JSON-ready."""
+    command, environment, figures = part(folder)
+    print(f"{part.__name__}: {part.__doc__} What it prints: {folder / part.__name__}.txt", flush=True)
+    start = time.monotonic()
+    with (folder / f"{part.__name__}.txt").open("w") as said:
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=subprocess.STDOUT)
+    seconds = round(time.monotonic() - start)
+    try:
+        found = figures()
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        found = {"no_report": str(error)}
+    print(f"{part.__name__}: {'held' if done.returncode == 0 else 'did not hold'} after {seconds} s", flush=True)
+    return {
+        "what": part.__doc__,
+        "held": done.returncode == 0,
+        "seconds": seconds,
+        "load_before": round(os.getloadavg()[0], 1),
+        **found,
+        "provenance": provenance(),
+    }
+
+
+def main():
+    """Run the parts that the record lacks and write it after each."""
+    names = [part.__name__ for part in PARTS]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, required=True, help="the record; what the parts print lies beside it")
+    parser.add_argument("--only", choices=names, nargs="+", default=names, help="these parts")
+    parser.add_argument("--again", action="store_true", help="run also what the record holds for this commit")
+    arguments = parser.parse_args()
+    folder = arguments.json.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    commit = provenance()["commit"]
+    for part in PARTS:
+        known = record.get(part.__name__)
+        if part.__name__ not in arguments.only:
+            continue
+        if known and known["held"] and known["provenance"]["commit"] == commit and not arguments.again:
+            print(f"{part.__name__}: held for this commit on {known['provenance']['date']}; not run again")
+            continue
+        record[part.__name__] = run(part, folder)
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    failed = [name for name in arguments.only if not record[name]["held"]]
+    if failed:
+        sys.exit(f"did not hold: {', '.join(failed)}; see {folder}")
+
+
+if __name__ == "__main__":
+    main()
