@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from autograder import course
+from autograder import CourseError, course
 
 app = typer.Typer(
     help="Attention in Depth: build the course, judge its exercises, grade a class.",
@@ -60,29 +60,9 @@ def main() -> None:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn the course's own exceptions into one clear message."""
-    from autograder.answers import AnswerError
-    from autograder.authoring.book import BookError
-    from autograder.authoring.release import ReleaseError
-    from autograder.grading.collect import CollectError
-    from autograder.grading.record import RecordError
-    from autograder.grading.run import ClusterError
-    from autograder.grading.suite import SuiteError
-    from autograder.sandbox.errors import SandboxUnavailable
-
-    known = (
-        course.CourseError,
-        AnswerError,
-        BookError,
-        ReleaseError,
-        SuiteError,
-        CollectError,
-        RecordError,
-        ClusterError,
-        SandboxUnavailable,
-    )
     try:
         yield
-    except known as error:
+    except CourseError as error:
         errors.print(f"[bold red]attn:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
@@ -427,17 +407,19 @@ def book(
 ) -> None:
     """Build the HTML book."""
     from autograder.authoring.book import build_book, serve_book
-    from autograder.authoring.lite import build_lite
-    from autograder.authoring.pdf import print_book
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     with _explained():
         if lite:
+            from autograder.authoring.lite import build_lite
+
             build_lite(course.ROOT, say)
         pages = build_book(strict=strict, report=say)
         if pdf:
+            from autograder.authoring.pdf import print_book
+
             say(f"The PDF is {print_book(course.ROOT, course.BUILD / 'attention-in-depth.pdf', say)}")
         if serve:
             serve_book(pages, say)

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from autograder import CourseError
+
 ROOT = Path(os.environ.get("ATTN_ROOT") or Path(__file__).resolve().parent.parent)
 CHAPTERS = ROOT / "chapters"
 SOLUTIONS = ROOT / "solutions"
@@ -21,10 +23,6 @@ SOURCE, RELEASE, SUBMITTED = COURSE / "source", COURSE / "release", COURSE / "su
 AUTOGRADED, FEEDBACK = COURSE / "autograded", COURSE / "feedback"
 RESULTS, REPORT, GRADEBOOK = COURSE / "results", COURSE / "report", COURSE / "gradebook.db"
 BUILD = ROOT / "_build"
-
-
-class CourseError(Exception):
-    """A source of the course is wrong; the message names file, place and remedy."""
 
 
 @dataclass(frozen=True)

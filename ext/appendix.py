@@ -64,6 +64,15 @@ class Page(SphinxDirective):
         """The course's root, which is where the book is built from."""
         return Path(self.env.srcdir)
 
+    def note_file(self, path: Path) -> bool:
+        """Renew this page when the file changes, or when it comes to be; whether it is there."""
+        there = path.is_file()
+        if there:
+            self.env.note_dependency(str(path))
+        else:  # Sphinx takes a dependency that is missing for one that has changed, every time
+            vars(self.env).setdefault("aid_awaited", {}).setdefault(str(path), set()).add(self.env.docname)
+        return there
+
     def note_data(self) -> None:
         """Renew this page when a data file changes, or which lessons and labelled cells there are."""
         for path in data.data_files(self.root):
@@ -399,8 +408,7 @@ class GraderReport(Page):
     def run(self) -> list[nodes.Node]:
         """A sentence, a table by chapter and one by exercise, or a line that says how to get them."""
         path = self.root / "_build" / "check.json"
-        self.env.note_dependency(str(path))
-        if not path.is_file():
+        if not self.note_file(path):
             return [_note("The figures appear here once `attn check` has run and the book is built again.")]
         content = json.loads(path.read_text(encoding="utf-8"))
         by_chapter: dict[str, list[dict[str, Any]]] = {}
@@ -485,8 +493,7 @@ class GradingSpeed(Page):
     def run(self) -> list[nodes.Node]:
         """A table with where it was measured, or a line that says that no run is recorded."""
         path = self.root / "benchmarks" / "results" / "grading.json"
-        self.env.note_dependency(str(path))
-        if not path.is_file():
+        if not self.note_file(path):
             return [_note("No run of `benchmarks/grading.py` is recorded yet, so this page says nothing about speed.")]
         content = json.loads(path.read_text(encoding="utf-8"))
         rows: list[list[pages.Cell]] = [

@@ -14,6 +14,7 @@ from typing import Any
 from pybtex.database import Entry
 from pybtex.plugin import register_plugin
 from pybtex.richtext import Text
+from pybtex.style import FormattedEntry
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
 from sphinxcontrib.bibtex.plugin import register_plugin as register_reference_style
@@ -49,6 +50,9 @@ class Labels(BaseLabelStyle):
             yield label(entry) + (letter[1] if letter else "")
 
 
+_composed: dict[tuple[str, str], FormattedEntry] = {}
+
+
 class CourseStyle(Style):
     """The plain style of BibTeX with these labels."""
 
@@ -58,6 +62,13 @@ class CourseStyle(Style):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["label_style"] = Labels
         super().__init__(*args, **kwargs)
+
+    def format_entry(self, label: str, entry: Entry, bib_data: Any = None) -> FormattedEntry:
+        """One source as a list shows it: composed once, although chapters and tooltips ask for most of them often."""
+        asked = (label, repr(entry))
+        if asked not in _composed:
+            _composed[asked] = super().format_entry(label, entry, bib_data)
+        return _composed[asked]
 
 
 @node

@@ -122,7 +122,10 @@ def freshen(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[st
     lessons = [docname for docname, mark in marks.items() if docname in env.found_docs and _mark(env, docname) != mark]
     seen: dict[str, str] = getattr(env, "aid_data_pages", {})
     now = appendix.lessons_mark(env)
-    return lessons + [docname for docname, mark in seen.items() if docname in env.found_docs and mark != now]
+    listing = [docname for docname, mark in seen.items() if mark != now]
+    awaited: dict[str, set[str]] = getattr(env, "aid_awaited", {})
+    come = {docname for path in list(awaited) if Path(path).exists() for docname in awaited.pop(path)}
+    return lessons + sorted(env.found_docs & {*listing, *come})
 
 
 def mark_lesson(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -64,7 +64,7 @@ def dependencies(text: str, folder: Path, root: Path) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            waiting += _imported(ast.parse(path.read_text(encoding="utf-8")), root)
+            waiting += _imported_by(path, path.stat().st_mtime_ns, root)
     return sorted(found)
 
 
@@ -80,6 +80,11 @@ def with_fingerprint(text: str, mark: str) -> str:
     # JSON on one line is YAML too; empty lines make up for the rest.
     line = json.dumps(header, ensure_ascii=False)
     return f"---\n{line}\n{chr(10) * match[1].count(chr(10))}---\n{text[match.end() :]}"
+
+
+@cache
+def _imported_by(path: Path, changed: int, root: Path) -> list[Path]:
+    return _imported(ast.parse(path.read_text(encoding="utf-8")), root)
 
 
 def _imported(tree: ast.AST, root: Path) -> list[Path]:

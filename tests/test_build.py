@@ -9,9 +9,9 @@ import nbformat
 import pytest
 from nbgrader.nbgraderformat import MetadataValidator
 
-from autograder import course
+from autograder import CourseError, course
 from autograder.authoring.build import build, clear_solutions, instructor_notebook, marked
-from autograder.course import CourseError, Definition
+from autograder.course import Definition
 from autograder.sandbox.session import Session
 from autograder.sandbox.student import Student
 

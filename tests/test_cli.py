@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from autograder import cli, course
+from autograder import CourseError, cli, course
 from autograder.authoring import build as building
 from autograder.doctor import Finding
 
@@ -124,7 +124,7 @@ def test_build_checks_writes_and_checks_again(copied):
 
 def test_a_known_fault_is_one_message_and_1(monkeypatch):
     def make(slug, *, check):
-        raise course.CourseError("chapters/x: [bold] is wrong")
+        raise CourseError("chapters/x: [bold] is wrong")
 
     monkeypatch.setattr(building, "build", make)
     said = attn("build")
@@ -143,7 +143,7 @@ def test_the_doctors_findings_are_json(tmp_path, monkeypatch):
 
 def test_json_is_written_when_a_check_cannot_finish(copied, tmp_path, monkeypatch):
     def judge(*arguments, **options):
-        raise course.CourseError("a source is wrong")
+        raise CourseError("a source is wrong")
 
     monkeypatch.setattr("autograder.authoring.check.check", judge)
     said = attn("check", "--json", tmp_path / "check.json")

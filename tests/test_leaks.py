@@ -10,7 +10,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from autograder import course
+from autograder import CourseError, course
 from autograder.answers import shelf
 from autograder.authoring.leaks import leak_problems
 from autograder.authoring.release import ReleaseError, release
@@ -155,7 +155,7 @@ def test_a_bundle_that_would_leak_is_not_left_behind(copied):
 def test_a_wrong_source_leaves_the_last_release_in_place(copied, monkeypatch):
     folder = release([SLUG], copied / "bundle")
     before = (folder / "release.json").read_text()
-    with pytest.raises(course.CourseError):
+    with pytest.raises(CourseError):
         release([SLUG, "no_such_chapter"], folder)
     assert (folder / "release.json").read_text() == before
     assert (folder / SLUG / "exercises.ipynb").is_file()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
+from autograder import CourseError
 from autograder.course import Definition, definitions
 
 T = TypeVar("T", bound=Callable[..., Any] | type)
@@ -43,7 +44,7 @@ class Shelf:
 _shelves: dict[str, Shelf] = {}
 
 
-class AnswerError(Exception):
+class AnswerError(CourseError):
     """An answers module contradicts its reference."""
 
 

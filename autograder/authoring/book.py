@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from autograder import CourseError
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 Report = Callable[[str], None]
@@ -38,18 +40,10 @@ STOPPED = re.compile(
 # The last line of a traceback; the first of several tells the cause.
 CAUSE = re.compile(r"^[\w.]*(?:Error|Exception): .")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-# jsonschema, which checks `_config.yml`, compiles 38 grammars for a kind of address that it does not hold, if it finds
-# this package: two seconds of every build.
-START = """
-import sys
-sys.modules["rfc3987_syntax"] = None
-from jupyter_book.cli.main import main
-main()
-"""
 VERBS = {"reading sources": "reading", "writing output": "writing"}
 
 
-class BookError(RuntimeError):
+class BookError(CourseError):
     """The book could not be built, or in strict mode has problems; the message names them."""
 
 
@@ -140,7 +134,7 @@ def _run(root: Path, strict: bool, report: Report) -> tuple[list[Problem], list[
     command = [
         sys.executable,
         "-c",
-        START,
+        "from jupyter_book.cli.main import main; main()",
         "build",
         str(root),
         "--keep-going",

@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from autograder import course
+from autograder import CourseError, course
 from autograder.course import Cell, Definition, Exercise
 
 DIFFICULTY = {1: "warm-up", 2: "solid", 3: "demanding"}
@@ -163,7 +163,7 @@ def _folded(hints: str) -> str:
         elif steps:
             steps[-1] += "\n" + line.strip()
         elif line.strip():
-            raise course.CourseError(f"hints must be a numbered list; found {line!r}")
+            raise CourseError(f"hints must be a numbered list; found {line!r}")
     return "\n\n".join(
         f"<details><summary>Hint {number} of {len(steps)}</summary>\n\n{step.strip()}\n\n</details>"
         for number, step in enumerate(steps, start=1)
@@ -182,9 +182,9 @@ def marked(definition: Definition) -> str:
         documented = ast.get_docstring(function) is not None
         body = function.body[1:] if documented else function.body
         if not body or (len(body) == 1 and isinstance(body[0], ast.Pass)):
-            raise course.CourseError(f"{definition.name}: {function.name} has no body to be written")
+            raise CourseError(f"{definition.name}: {function.name} has no body to be written")
         if lines[body[0].lineno - 1][: body[0].col_offset].strip():
-            raise course.CourseError(f"{definition.name}: the body of {function.name} needs lines of its own")
+            raise CourseError(f"{definition.name}: the body of {function.name} needs lines of its own")
         # A comment above the first statement belongs to the answer, so the region starts right after the docstring.
         first = (function.body[0].end_lineno or 0) if documented else body[0].lineno - 1
         last = function.end_lineno or len(lines)
@@ -254,7 +254,7 @@ def _generate(root: Path, slug: str) -> None:
     try:
         converter.start()
     except NbGraderException:
-        raise course.CourseError(f"nbgrader could not generate {slug}:\n" + "\n".join(said.lines)) from None
+        raise CourseError(f"nbgrader could not generate {slug}:\n" + "\n".join(said.lines)) from None
 
 
 class _Said(logging.Handler):

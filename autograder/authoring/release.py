@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from autograder import course
+from autograder import CourseError, course
 from autograder.authoring.build import build
 from autograder.authoring.leaks import leak_problems
 
 TEMPLATES = Path(__file__).parent / "bundle"
 
 
-class ReleaseError(Exception):
+class ReleaseError(CourseError):
     """The bundle cannot be released as it stands."""
 
 

@@ -37,6 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+from autograder import CourseError
 from autograder.grading.intake import bounded
 
 NOTEBOOK_BYTES = 40 * 2**20
@@ -73,7 +74,7 @@ _READ_ERRORS = (
 )
 
 
-class CollectError(Exception):
+class CollectError(CourseError):
     """Something about the submissions given cannot be used; the message says what and what to do."""
 
 

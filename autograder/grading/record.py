@@ -33,6 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from autograder import CourseError
 from autograder.grading.collect import Problem, Roster
 from autograder.grading.result import SubmissionResult
 from autograder.reporting.feedback import exercise_comment, feedback_page, inert
@@ -84,7 +85,7 @@ BUSY_SECONDS = 30
 DATABASE_VARIABLE = "ATTN_DB"
 
 
-class RecordError(Exception):
+class RecordError(CourseError):
     """The record could not be written; nothing of this submission is half in the gradebook."""
 
     def __init__(self, message: str, remedy: str) -> None:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from autograder import course
+from autograder import CourseError, course
 from autograder.authoring.build import build
 from autograder.grading.cache import basis, fingerprint, still_true, why
 from autograder.grading.collect import Collected, CollectError, Problem, Roster, Submission, find_submissions
@@ -51,7 +51,7 @@ LANDING_SECONDS = 5.0
 """How long a run that stops early waits for what a cluster is just sending back."""
 
 
-class ClusterError(Exception):
+class ClusterError(CourseError):
     """The Dask cluster cannot do the work; the message says why, and what to do."""
 
 

@@ -19,13 +19,14 @@ import torch
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
 
+from autograder import CourseError
 from autograder.sandbox.student import Journal, Student
 from autograder.suites.kit import Gauge, Mark, gauging
 
 SUITES = Path(__file__).resolve().parent.parent / "suites"
 
 
-class SuiteError(Exception):
+class SuiteError(CourseError):
     """A hidden suite cannot be collected, or a test in it is not marked as one."""
 
 

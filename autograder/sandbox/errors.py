@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autograder import CourseError
+
 
 class StudentError(Exception):
     """A call into the submission brought no value back."""
@@ -57,5 +59,5 @@ class OutOfMemory(StudentError):
     outcome = "memory"
 
 
-class SandboxUnavailable(Exception):
+class SandboxUnavailable(CourseError):
     """The jail cannot be built here, so nothing is graded."""
