@@ -37,19 +37,16 @@ def settle(slug: str) -> None:
     """Get ready for a submission: what judging its chapter needs is loaded, and what the last one left is gone."""
     _load(slug)
     gc.collect()  # arrays that hang in cycles; the thresholds below would let them wait for gigabytes
+    # What is left now, the libraries and what they loaded when first used, lives as long as the process. Going through
+    # a million objects before each submission would take as long as many tests.
+    gc.freeze()
 
 
 @cache
 def _load(slug: str) -> None:
-    """Load what judging a chapter needs, and have the garbage collector pass over it from now on.
-
-    It lives as long as the process, and going through a million objects again and again takes as long as many tests.
-    """
     from autograder.answers import shelf
     from autograder.grading.suite import suite
 
     suite(slug)
     shelf(slug)
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(20_000, 20, 20)
