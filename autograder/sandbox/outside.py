@@ -48,17 +48,19 @@ def cpu_seconds(pid: int) -> float:
             fields = _read(f"/proc/{one}/stat").rpartition(")")[2].split()
             own, children = (sum(map(int, fields[at : at + 2])) / _TICKS for at in (11, 13))
             with contextlib.suppress(OSError):  # a kernel that hides this clock must not stop the others
-                own = time.clock_gettime(_cpu_clock(one))  # nanoseconds, where the lines above have hundredths
+                own = own_cpu_seconds(one)  # nanoseconds, where the lines above have hundredths
             seconds += own + children
     return seconds
 
 
-def _cpu_clock(pid: int) -> int:
-    """The clock that counts the CPU time of all threads of another process, those that ended included.
+def own_cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process, those that ended included.
 
-    ``clock_getcpuclockid`` of the C library makes the same number; Python has it for threads alone.
+    Raises:
+        OSError: it has ended, or the kernel hides this clock.
     """
-    return (~pid << 3) | 2
+    # ``clock_getcpuclockid`` of the C library makes the same number of a clock; Python has it for threads alone.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def address_space(pid: int) -> int:
