@@ -422,18 +422,18 @@ class GraderReport(Page):
                 [
                     self.chapter_of(slug),
                     str(len(found)),
-                    _share(sum(m["caught"] for m in mistakes), len(mistakes)),
-                    _share(sum(m["named"] for m in mistakes), len(mistakes)),
-                    _share(sum(one["outcome"] == "passed" for one in right), len(right)),
+                    _of(sum(m["caught"] for m in mistakes), len(mistakes)),
+                    _of(sum(m["caught"] and m["named"] for m in mistakes), len(mistakes)),
+                    _of(sum(one["outcome"] == "passed" for one in right), len(right)),
                     str(sum(len(exercise["problems"]) for exercise in found)),
                 ]
             )
         heads = [
             "chapter",
             "exercises",
-            "mistakes caught",
-            "caught and named",
-            "other right answers accepted",
+            "caught",
+            "and named",
+            "right accepted",
             "problems",
         ]
         seeds = f", each over {content['seeds']} sets of hidden numbers" if "seeds" in content else ""
@@ -510,6 +510,44 @@ class GradingSpeed(Page):
         return [pages.table(["measured", "what", "how to read it"], rows, numbers=[0]), where]
 
 
+def _came_to(part: str, found: dict[str, Any]) -> str:
+    """What one of the long tests came to, in words."""
+    if part == "check":
+        return (
+            f"{_of(found['caught'], found['total'])} mistakes caught and named, over {found['seeds']} sets of numbers"
+        )
+    if part == "scale":
+        return "; ".join(f"{each['students']} students: {each['peak_mib']:.0f} MiB" for each in found["classes"])
+    return f"{found['kills']} kills" if part == "kills" else f"{found['cases']} notebooks"
+
+
+class SoakReport(Page):
+    """What the tests came to that are too long for every change, from `benchmarks/results/soak.json`."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table with where it was run, or a line that says that no run is recorded."""
+        path = self.root / "benchmarks" / "results" / "soak.json"
+        if not self.note_file(path):
+            return [_note("No run of `make soak` is recorded yet.")]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[list[pages.Cell]] = [
+            [
+                found["what"],
+                _came_to(part, found),
+                "held" if found["held"] else "did not hold",
+                f"{found['provenance']['date'][:10]}, {found['seconds'] / 60:.0f} min",
+            ]
+            for part, found in record.items()
+        ]
+        machines = dict.fromkeys(
+            f"{found['provenance']['machine']}, Python {found['provenance']['versions']['python']}"
+            for found in record.values()
+        )
+        where = nodes.paragraph()
+        where += pages.inline(f"Run on {'; '.join(machines)}, with `make soak`.")
+        return [pages.table(["what", "how much", "outcome", "when"], rows), where]
+
+
 def _note(words: str) -> nodes.note:
     paragraph = nodes.paragraph()
     paragraph += pages.inline(words)
@@ -518,8 +556,13 @@ def _note(words: str) -> nodes.note:
     return note
 
 
+def _of(part: int, whole: int) -> str:
+    return f"{part} of {whole}"
+
+
 def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole}" + (f" ({100 * part / whole:.0f} %)" if whole else "")
+    """Both numbers and the percentage, which says 100 only where nothing is missing."""
+    return _of(part, whole) + (f" ({math.floor(1000 * part / whole) / 10:g} %)" if whole else "")
 
 
 def _articles(section: str) -> str:
@@ -589,6 +632,7 @@ def directives() -> Iterator[tuple[str, type[SphinxDirective]]]:
     yield "cost-calculator", CostCalculator
     yield "grader-report", GraderReport
     yield "attack-table", AttackTable
+    yield "soak-report", SoakReport
     yield "grading-speed", GradingSpeed
 
 

@@ -37,7 +37,29 @@ SPEED = {
         "command": "python benchmarks/grading.py --students 200",
     },
 }
-PAGE = "# Page\n\n```{grader-report}\n```\n\n```{attack-table}\n```\n\n```{grading-speed}\n```\n"
+ORIGIN = SPEED["provenance"]
+SOAK = {
+    "kills": {"what": "Kills.", "held": True, "seconds": 347, "kills": 50, "provenance": ORIGIN},
+    "scale": {
+        "what": "Memory.",
+        "held": True,
+        "seconds": 300,
+        "classes": [{"students": 200, "peak_mib": 418.2}, {"students": 5000, "peak_mib": 426.1}],
+        "provenance": ORIGIN,
+    },
+    "check": {
+        "what": "Answers.",
+        "held": False,
+        "seconds": 3000,
+        "caught": 1399,
+        "total": 1401,
+        "seeds": 20,
+        "provenance": ORIGIN,
+    },
+}
+PAGE = "\n\n".join(
+    ["# Page", *(f"```{{{name}}}\n```" for name in ("grader-report", "attack-table", "soak-report", "grading-speed"))]
+)
 
 
 def built(root, files):
@@ -62,7 +84,8 @@ def test_without_recorded_runs_the_page_says_so_and_lists_the_attacks(tmp_path):
     page = built(tmp_path, {})
     words = " ".join(page.get_text(" ").split())
     assert "once attn check has run" in words
-    assert "is recorded yet" in words
+    assert "is recorded yet, so this page says nothing about speed" in words
+    assert "No run of make soak is recorded yet" in words
     table = page.find("aid-filter", attrs={"keys": "kind outcome"})
     rows = table.select("tbody tr")
     attacks = data.attacks(course.ROOT)
@@ -78,9 +101,29 @@ def test_every_figure_is_that_of_a_file(tmp_path):
     page = built(tmp_path, {"_build/check.json": CHECK, "benchmarks/results/grading.json": SPEED})
     words = " ".join(page.get_text(" ").split())
     assert "3 of 4 (75 %) mistakes are caught and named , each over 5 sets of hidden numbers" in words
-    assert "1 of 2 (50 %)" in words
+    assert [cell.get_text(strip=True) for cell in page.select("td.aid-number")[1:4]] == ["3 of 4", "3 of 4", "1 of 2"]
     row = page.select_one('tr[data-chapter="additive"]')
     assert row.find_all("td")[-1].get_text(strip=True) == "slip_3"
     assert [cell.get_text(strip=True) for cell in page.select("td.aid-number")[-3:]] == ["31", "2.3", "1.9"]
     for said in ("2026-10-01", "2 CPU cores", "Python 3.12.1", "python benchmarks/grading.py --students 200"):
         assert said in words
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_long_tests_are_shown_as_recorded(tmp_path):
+    page = built(tmp_path, {"benchmarks/results/soak.json": SOAK})
+    words = " ".join(page.get_text(" ").split())
+    for said in (
+        "50 kills held 2026-10-01, 6 min",
+        "200 students: 418 MiB; 5000 students: 426 MiB held",
+        "1399 of 1401 mistakes caught and named, over 20 sets of numbers did not hold 2026-10-01, 50 min",
+        "Run on 2 CPU cores, Python 3.12.1, with make soak",
+    ):
+        assert said in words
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_hundred_per_cent_means_all(tmp_path):
+    almost = {**CHECK, "caught": 1399, "total": 1401}
+    words = " ".join(built(tmp_path, {"_build/check.json": almost}).get_text(" ").split())
+    assert "1399 of 1401 (99.8 %) mistakes" in words

@@ -261,7 +261,7 @@ def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck)
     caught = named = True
     for seed, verdicts, result in _runs(exercise, _cells_with(exercise, answer.source), seeds):
         if result.outcome == "passed":
-            caught = False
+            caught = named = False
             found.problems.append(f"mistake {answer.name} passes at seed {seed}")
         elif endless := [verdict.test.name for verdict in verdicts if verdict.outcome == "timeout" and verdict.run]:
             named = False
