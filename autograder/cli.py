@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
 CORES = os.cpu_count() or 1
 INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def main() -> None:
@@ -110,8 +112,12 @@ class _Rate(ProgressColumn):
 def _progress(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time left; call what comes out with a word on each step.
 
-    Where the total is known only later, say it in the call: ``step("s001", total=30)``.
+    Where the total is known only later, say it in the call: ``step("s001", total=30)``. Where nobody watches, as in a
+    log, a line now and then takes the place of the bar.
     """
+    if not errors.is_terminal:
+        yield _told_now_and_then(title, total)
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -124,6 +130,22 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[..., No
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(title, total=total, latest="")
         yield lambda word, **more: bar.update(task, advance=1, latest=word, **more)
+
+
+def _told_now_and_then(title: str, total: int | None) -> Callable[..., None]:
+    begin = told = time.monotonic()
+    done = 0
+
+    def step(word: str, total: int | None = total) -> None:
+        nonlocal done, told
+        done += 1
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN_LINES:
+            told = now
+            of = f" of {total}" if total else ""
+            errors.print(f"{done}{of} {title} after {now - begin:.0f} s: {word}", highlight=False, soft_wrap=True)
+
+    return step
 
 
 @app.command()

@@ -190,6 +190,19 @@ def test_progress_says_how_many_how_fast_and_how_long(monkeypatch):
     assert re.search(r"0:00:0\d", shown)
 
 
+def test_a_log_gets_a_line_now_and_then(monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(cli, "errors", Console(file=said, width=100))
+    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0.0)
+    with cli._progress("submissions", None) as step:
+        step("s001", total=2)
+    assert re.fullmatch(r"1 of 2 submissions after 0 s: s001\n", said.getvalue())
+    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 60.0)
+    with cli._progress("submissions", 2) as step:
+        step("s002")
+    assert "s002" not in said.getvalue()
+
+
 # Ctrl-C
 
 
