@@ -130,7 +130,9 @@ def check(
     done: dict[str, ExerciseCheck] = {}
     with _pool(workers) as pool:
         whole = [pool.submit(notebook_problems, slug) for slug in slugs]
-        jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds)): e for e in exercises}
+        # The dearest come first, so that no worker stands idle while another is still busy with one.
+        ordered = sorted(exercises, key=lambda e: not _has_kernels(e))
+        jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds)): e for e in ordered}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
             progress(jobs[job].id)
@@ -153,9 +155,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+def _has_kernels(exercise: Exercise) -> bool:
+    return bool(course.solution(exercise.slug).definitions[exercise.name].kernels)
+
+
 def _seeds_for(exercise: Exercise, seeds: int) -> int:
-    kernels = course.solution(exercise.slug).definitions[exercise.name].kernels
-    return max(1, round(seeds * KERNEL_SHARE)) if kernels else seeds
+    return max(1, round(seeds * KERNEL_SHARE)) if _has_kernels(exercise) else seeds
 
 
 def _chapter_problems(slug: str) -> Iterator[str]:
