@@ -25,7 +25,7 @@ from autograder.course import Exercise
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
 from autograder.grading.suite import Verdict, seed_of, suite
-from autograder.grading.worker import begin, settle
+from autograder.grading.worker import begin, settle, sweep
 from autograder.sandbox.session import Session
 
 MARGIN = 2.0
@@ -228,6 +228,7 @@ def _judged(exercise: Exercise, cells: Sequence[str], seeds: int) -> Iterator[Ex
     settle(exercise.slug)
     with Session(cells) as session:
         for seed in range(seeds):
+            sweep()
             yield judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
 
 
@@ -299,6 +300,7 @@ def _runs(
             yield 0, (), ruled_out
             return
         for seed in range(seeds):
+            sweep()
             numbers = _seeds(exercise.slug, seed)
             verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, numbers)
             yield seed, verdicts, score(exercise, verdicts, numbers, session, cells, [])

@@ -36,10 +36,15 @@ def begin() -> None:
 def settle(slug: str) -> None:
     """Get ready for a submission: what judging its chapter needs is loaded, and what the last one left is gone."""
     _load(slug)
-    gc.collect()  # arrays that hang in cycles; the thresholds below would let them wait for gigabytes
+    sweep()
     # What is left now, the libraries and what they loaded when first used, lives as long as the process. Going through
     # a million objects before each submission would take as long as many tests.
     gc.freeze()
+
+
+def sweep() -> None:
+    """Let go of arrays that hang in cycles, of an error and its frames: the thresholds would let gigabytes wait."""
+    gc.collect()
 
 
 @cache
