@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 from pathlib import Path
 
 from provenance import provenance
@@ -36,10 +37,10 @@ def kills(folder):
     return command, {"ATTN_KILLS": str(KILLS)}, lambda: tests_in(folder / "kills.xml") | {"kills": KILLS}
 
 
-def check(folder):
-    """All answers of all chapters judged over many sets of hidden numbers."""
-    file = folder / "check.json"
-    command = [sys.executable, "-m", "autograder.cli", "check", "--seeds", str(SEEDS), "--json", str(file)]
+def check(folder, slug):
+    """All answers of a chapter judged over many sets of hidden numbers."""
+    file = folder / f"check_{slug}.json"
+    command = [sys.executable, "-m", "autograder.cli", "check", slug, "--seeds", str(SEEDS), "--json", str(file)]
 
     def figures():
         found = json.loads(file.read_text())
@@ -67,7 +68,8 @@ def scale(folder):
     return command, {}, figures
 
 
-PARTS = (kills, fuzz, scale, check)
+SLUGS = sorted(path.parent.name for path in ROOT.glob("chapters/*/exercises.md"))
+PARTS = {"kills": kills, "fuzz": fuzz, "scale": scale} | {f"check_{slug}": partial(check, slug=slug) for slug in SLUGS}
 
 
 def tests_in(report):
@@ -76,21 +78,22 @@ def tests_in(report):
     return {word: int(suite.get(word)) for word in ("tests", "failures", "errors", "skipped")}
 
 
-def run(part, folder):
+def run(name, folder):
     """Run a part to its end; what came of it, JSON-ready."""
-    command, environment, figures = part(folder)
-    print(f"{part.__name__}: {part.__doc__} What it prints: {folder / part.__name__}.txt", flush=True)
+    command, environment, figures = PARTS[name](folder)
+    what = (check if name.startswith("check_") else PARTS[name]).__doc__
+    print(f"{name}: {what} What it prints: {folder / name}.txt", flush=True)
     start = time.monotonic()
-    with (folder / f"{part.__name__}.txt").open("w") as said:
+    with (folder / f"{name}.txt").open("w") as said:
         done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=subprocess.STDOUT)
     seconds = round(time.monotonic() - start)
     try:
         found = figures()
     except (OSError, ValueError, ElementTree.ParseError) as error:
         found = {"no_report": str(error)}
-    print(f"{part.__name__}: {'held' if done.returncode == 0 else 'did not hold'} after {seconds} s", flush=True)
+    print(f"{name}: {'held' if done.returncode == 0 else 'did not hold'} after {seconds} s", flush=True)
     return {
-        "what": part.__doc__,
+        "what": what,
         "held": done.returncode == 0,
         "seconds": seconds,
         "load_before": round(os.getloadavg()[0], 1),
@@ -101,24 +104,23 @@ def run(part, folder):
 
 def main():
     """Run the parts that the record lacks and write it after each."""
-    names = [part.__name__ for part in PARTS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True, help="the record; what the parts print lies beside it")
-    parser.add_argument("--only", choices=names, nargs="+", default=names, help="these parts")
+    parser.add_argument(
+        "--only", choices=PARTS, metavar="PART", nargs="+", default=[*PARTS], help=f"these parts: {', '.join(PARTS)}"
+    )
     parser.add_argument("--again", action="store_true", help="run also what the record holds for this commit")
     arguments = parser.parse_args()
     folder = arguments.json.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     commit = provenance()["commit"]
-    for part in PARTS:
-        known = record.get(part.__name__)
-        if part.__name__ not in arguments.only:
-            continue
+    for name in arguments.only:
+        known = record.get(name)
         if known and known["held"] and known["provenance"]["commit"] == commit and not arguments.again:
-            print(f"{part.__name__}: held for this commit on {known['provenance']['date']}; not run again")
+            print(f"{name}: held for this commit on {known['provenance']['date']}; not run again")
             continue
-        record[part.__name__] = run(part, folder)
+        record[name] = run(name, folder)
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     failed = [name for name in arguments.only if not record[name]["held"]]
     if failed:

@@ -512,10 +512,9 @@ class GradingSpeed(Page):
 
 def _came_to(part: str, found: dict[str, Any]) -> str:
     """What one of the long tests came to, in words."""
-    if part == "check":
-        return (
-            f"{_of(found['caught'], found['total'])} mistakes caught and named, over {found['seeds']} sets of numbers"
-        )
+    if part.startswith("check_"):
+        slug, caught = part.removeprefix("check_"), _of(found["caught"], found["total"])
+        return f"`{slug}`: {caught} mistakes caught and named, over {found['seeds']} sets of numbers"
     if part == "scale":
         return "; ".join(f"{each['students']} students: {each['peak_mib']:.0f} MiB" for each in found["classes"])
     return f"{found['kills']} kills" if part == "kills" else f"{found['cases']} notebooks"

@@ -47,7 +47,7 @@ SOAK = {
         "classes": [{"students": 200, "peak_mib": 418.2}, {"students": 5000, "peak_mib": 426.1}],
         "provenance": ORIGIN,
     },
-    "check": {
+    "check_additive": {
         "what": "Answers.",
         "held": False,
         "seconds": 3000,
@@ -116,7 +116,7 @@ def test_the_long_tests_are_shown_as_recorded(tmp_path):
     for said in (
         "50 kills held 2026-10-01, 6 min",
         "200 students: 418 MiB; 5000 students: 426 MiB held",
-        "1399 of 1401 mistakes caught and named, over 20 sets of numbers did not hold 2026-10-01, 50 min",
+        "additive : 1399 of 1401 mistakes caught and named, over 20 sets of numbers did not hold 2026-10-01, 50 min",
         "Run on 2 CPU cores, Python 3.12.1, with make soak",
     ):
         assert said in words
