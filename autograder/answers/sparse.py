@@ -549,6 +549,14 @@ edit(
 )
 edit(
     "longformer_attention",
+    "no_scale_in_global_columns",
+    replace="q_blocks @ k_all.mT",
+    by="q_blocks / scale @ k_all.mT",
+    says="Ordinary rows scale the scores of their window, but not those of the global keys, which then take most weight.",
+    hint="One softmax compares all scores of a row. Which factor has each of your two kinds of scores had?",
+)
+edit(
+    "longformer_attention",
     "window_to_either_side",
     replace="seq, half = q.shape[-2], window // 2",
     by="seq, half = q.shape[-2], window",
@@ -726,6 +734,28 @@ edit(
     by="weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()",
     says="You take off each block's own maximum, so blocks of one row are no longer comparable.",
     hint="All blocks of a row have to be lowered by the same number.",
+)
+edit(
+    "block_sparse_attention",
+    "one_maximum_for_all_queries",
+    replace="(scores - peak[..., rows, :, None]).exp()",
+    by="(scores - peak.amax(dim=(-1, -2), keepdim=True)[..., None]).exp()",
+    says=(
+        "You take one maximum off the scores of all queries: where a query's own scores lie far below it, all of its "
+        "weights round to 0."
+    ),
+    hint="Which number has to be 0 at the top of every row, so that each row keeps at least one weight of 1?",
+)
+edit(
+    "block_sparse_attention",
+    "one_maximum_for_a_block_of_queries",
+    replace="(scores - peak[..., rows, :, None]).exp()",
+    by="(scores - peak.amax(dim=-1, keepdim=True)[..., rows, :, None]).exp()",
+    says=(
+        "The queries of a block share one maximum: where a query's own scores lie far below it, all of its weights "
+        "round to 0."
+    ),
+    hint="Whose scores does a row of weights compare? Whose maximum belongs to it?",
 )
 edit(
     "block_sparse_attention",
