@@ -763,7 +763,9 @@ def test_rope_far_out(student, rng):
     start = int(rng.integers(10**6, 10**7))
     for dtype in (DOUBLE, torch.float32):
         x, positions = tensor(rng, 6, 4, dtype=dtype), torch.arange(start, start + 6)
-        close(student.apply_rope(x, positions), turned(x, positions, thetas(4)), what="turned far out", rtol=RTOL[dtype])
+        close(
+            student.apply_rope(x, positions), turned(x, positions, thetas(4)), what="turned far out", rtol=RTOL[dtype]
+        )
 
 
 @hidden("apply_rope", kind="edge", weight=1, hint="A column without a partner cannot turn.")
