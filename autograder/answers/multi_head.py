@@ -1563,8 +1563,8 @@ edit(
     "factors_in_float32",
     replace="scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)",
     by="scale = kept.shape[-1] * kept.float() / kept.float().sum(dim=-1, keepdim=True)",
-    says="The right heads stay, but your factors are float32 numbers: of float64 head outputs only seven digits are left.",
-    hint="Divide two whole numbers in torch and look at the dtype of the quotient. Which dtype do the head outputs have?",
+    says="The right heads stay, but your factors are float32 numbers: float64 outputs keep seven digits only.",
+    hint="Divide two integer tensors and look at the dtype of the quotient. Which dtype do the head outputs have?",
 )
 edit(
     H,

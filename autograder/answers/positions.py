@@ -1191,7 +1191,7 @@ edit(
     "frequencies_in_float32",
     replace="positions[..., None].double() * frequencies.double()",
     by="positions[..., None].double() * frequencies.float().double()",
-    says="Your angles are float64, but the frequencies behind them have been rounded to float32, and far out that counts.",
+    says="Your angles are float64, but their frequencies were rounded to float32, and far out that counts.",
     hint="By how much is an angle off if its frequency is off in the eighth digit, at position 10⁷?",
 )
 edit(
