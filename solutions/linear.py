@@ -373,10 +373,10 @@ def gated_linear_attention(
 
     Returns:
         out: (*batch, seq, v_dim), without any normaliser.
-        state: S after the last token. The one passed in is left as it was. A Python loop may run over chunks, not over
-            tokens, and nothing larger is formed than seq × chunk × head_dim numbers. Nothing overflows where
-            the product of decays over a chunk rounds to 0; the result is exact to ten digits in float64, and to about
-            four in float32.
+        state: S after the last token; without any token, the one passed in, which is left as it was in any case. A
+            Python loop may run over chunks, not over tokens, and nothing larger is formed than seq × chunk × head_dim
+            numbers. Nothing overflows where the product of decays over a chunk rounds to 0; the result is exact to ten
+            digits in float64, and to about four in float32.
 
     Source: Yang et al. (2023), sections 2 to 4; Sun et al. (2023), section 2; Dao and Gu (2024), section 6.
 
@@ -388,6 +388,8 @@ def gated_linear_attention(
     """
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     for q_c, k_c, v_c, log_c in zip(*(x.split(chunk, dim=-2) for x in (q, k, v, log_decay)), strict=True):
         log_c = log_c.cumsum(dim=-2)  # from the start of the chunk
@@ -421,7 +423,8 @@ def delta_rule(
 
     Returns:
         out: (*batch, seq, v_dim).
-        state: S after the last token, at the cost and with the precision of `gated_linear_attention`.
+        state: S after the last token, or the one passed in if there is none, at the cost and with the precision of
+            `gated_linear_attention`.
 
     Source: Schlag et al. (2021), section 4.2; Yang et al. (2024, delta rule), section 3 (the WY form of a chunk); Yang,
         Kautz, Hatamizadeh (2024), section 3.
@@ -435,6 +438,8 @@ def delta_rule(
     decay = k.new_ones(1, 1) if decay is None else decay
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     parts = (x.split(chunk, dim=-2) for x in (q, k, v, beta.unsqueeze(-1), log_decay))
     for q_c, k_c, v_c, beta_c, log_c in zip(*parts, strict=True):

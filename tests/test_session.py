@@ -136,6 +136,13 @@ def allocate(count):
 def pairs(x):
     return (x[:, None] + x[None, :]).sum(), x.expand(1000, -1).shape[0]
 
+def at_places(x):
+    out = torch.zeros(1000)
+    out[torch.arange(3)] = x[:3]
+    out[5:7] = x[0]
+    out += 1
+    return out
+
 def product(a, b):
     return a @ b
 """,
@@ -335,6 +342,9 @@ def test_memory_operations_and_work_are_counted(either):
     trace = either.trace("pairs", torch.ones(64))
     assert trace.largest == 64 * 64  # a broadcast view is free
     assert {"add", "sum", "expand"} <= set(trace.calls)
+    assert trace.elements == 64 * 64 + 1  # so are slices and broadcasts: nothing is written
+    trace = either.trace("at_places", torch.ones(9))
+    assert trace.elements == 1000 + 3 + 3 + 2 + 1000  # zeros, three places and their values, two places, the sum
     trace = either.trace("product", torch.ones(3, 5), torch.ones(5, 7))
     assert trace.flops == 2 * 3 * 5 * 7
     assert either.trace("double", torch.ones(3)).flops == 0

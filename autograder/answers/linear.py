@@ -1425,6 +1425,8 @@ def nothing_divided_by_nothing(weights, energy):
 @alternative("gated_linear_attention")
 def all_chunks_side_by_side(q, k, v, decay, state=None, chunk=64):
     seq = q.shape[-2]
+    if not seq:
+        return torch.zeros_like(v), torch.zeros_like(k).mT @ v if state is None else state
     logs = decay.log().expand(*k.shape)
     q, k, v, logs = (F.pad(x, (0, 0, 0, -seq % chunk)).unflatten(-2, (-1, chunk)) for x in (q, k, v, logs))
     logs = logs.cumsum(dim=-2)
@@ -1527,6 +1529,8 @@ edit(
 def decay_after_the_write(q, k, v, decay, state=None, chunk=64):
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     k = k * decay
     out = []
     for q_c, k_c, v_c, log_c in zip(*(x.split(chunk, dim=-2) for x in (q, k, v, log_decay)), strict=True):
@@ -1545,6 +1549,8 @@ def decay_after_the_write(q, k, v, decay, state=None, chunk=64):
 def reads_before_the_write(q, k, v, decay, state=None, chunk=64):
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     for q_c, k_c, v_c, log_c in zip(*(x.split(chunk, dim=-2) for x in (q, k, v, log_decay)), strict=True):
         log_c = log_c.cumsum(dim=-2)
@@ -1562,6 +1568,8 @@ def reads_before_the_write(q, k, v, decay, state=None, chunk=64):
 def moving_average(q, k, v, decay, state=None, chunk=64):
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     k = k * (1 - decay)
     out = []
     for q_c, k_c, v_c, log_c in zip(*(x.split(chunk, dim=-2) for x in (q, k, v, log_decay)), strict=True):
@@ -1580,6 +1588,8 @@ def moving_average(q, k, v, decay, state=None, chunk=64):
 def divides_by_vanishing_products(q, k, v, decay, state=None, chunk=64):
     decay = decay.expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     for q_c, k_c, v_c, decay_c in zip(*(x.split(chunk, dim=-2) for x in (q, k, v, decay)), strict=True):
         kept = decay_c.cumprod(dim=-2)
@@ -1597,6 +1607,8 @@ def divides_by_vanishing_products(q, k, v, decay, state=None, chunk=64):
 def token_after_token(q, k, v, decay, state=None, chunk=64):
     decay = decay.expand(*k.shape)
     S = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), S
     out = []
     for t in range(k.shape[-2]):
         S = decay[..., t, :, None] * S + k[..., t, :, None] * v[..., t, None, :]
@@ -1604,6 +1616,22 @@ def token_after_token(q, k, v, decay, state=None, chunk=64):
     return torch.stack(out, dim=-2), S
 
 
+edit(
+    "gated_linear_attention",
+    "no_token_crashes",
+    replace="    if k.shape[-2] == 0:\n        return torch.zeros_like(v), state\n",
+    by="",
+    says="An empty sequence raises an error: no chunk is left to be put together, or to have a last token.",
+    hint="A stream may have nothing new. What does the contract say comes back then?",
+)
+edit(
+    "gated_linear_attention",
+    "no_token_forgets_the_state",
+    replace="return torch.zeros_like(v), state\n",
+    by="return torch.zeros_like(v), torch.zeros_like(state)\n",
+    says="After an empty sequence the state is gone: zeros come back in its place.",
+    hint="Which step of the recurrence changes the state, and how many steps are there without a token?",
+)
 edit(
     "gated_linear_attention",
     "one_chunk_for_everything",
@@ -1621,7 +1649,7 @@ def inverse_of_the_chunk(q, k, v, beta, decay=None, state=None, chunk=64):
     seq = k.shape[-2]
     logs = torch.zeros_like(k) if decay is None else decay.log().expand(*k.shape)
     S = torch.zeros_like(k).mT @ v if state is None else state
-    out = []
+    out = [v[..., :0, :]]
     for first in range(0, seq, chunk):
         rows = slice(first, first + chunk)
         q_c, k_c, v_c, b = q[..., rows, :], k[..., rows, :], v[..., rows, :], beta[..., rows, None]
@@ -1788,6 +1816,22 @@ edit(
 )
 edit(
     "delta_rule",
+    "no_token_crashes",
+    replace="    if k.shape[-2] == 0:\n        return torch.zeros_like(v), state\n",
+    by="",
+    says="An empty sequence raises an error: no chunk is left to be put together, or to have a last token.",
+    hint="A stream may have nothing new. What does the contract say comes back then?",
+)
+edit(
+    "delta_rule",
+    "no_token_forgets_the_state",
+    replace="return torch.zeros_like(v), state\n",
+    by="return torch.zeros_like(v), torch.zeros_like(state)\n",
+    says="After an empty sequence the state is gone: zeros come back in its place.",
+    hint="Which step of the recurrence changes the state, and how many steps are there without a token?",
+)
+edit(
+    "delta_rule",
     "one_chunk_for_everything",
     replace="    out = []\n",
     by="    out, chunk = [], max(1, q.shape[-2])\n",
@@ -1805,6 +1849,8 @@ def reads_before_the_correction(q, k, v, beta, decay=None, state=None, chunk=64)
     decay = k.new_ones(1, 1) if decay is None else decay
     log_decay = decay.log().expand(*k.shape[:-1], decay.shape[-1])
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     parts = (x.split(chunk, dim=-2) for x in (q, k, v, beta.unsqueeze(-1), log_decay))
     for q_c, k_c, v_c, beta_c, log_c in zip(*parts, strict=True):
@@ -1826,6 +1872,8 @@ def reads_before_the_correction(q, k, v, beta, decay=None, state=None, chunk=64)
 def decay_after_the_correction(q, k, v, beta, decay=None, state=None, chunk=64):
     decay = torch.ones_like(k) if decay is None else decay.expand(*k.shape)
     S = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), S
     out = []
     for t in range(k.shape[-2]):
         missing = v[..., t, :] - (k[..., t, None, :] @ S).squeeze(-2)
@@ -1843,6 +1891,8 @@ def decay_after_the_correction(q, k, v, beta, decay=None, state=None, chunk=64):
 def token_after_token_corrected(q, k, v, beta, decay=None, state=None, chunk=64):
     decay = torch.ones_like(k) if decay is None else decay.expand(*k.shape)
     S = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), S
     out = []
     for t in range(k.shape[-2]):
         S = decay[..., t, :, None] * S
@@ -1860,6 +1910,8 @@ def token_after_token_corrected(q, k, v, beta, decay=None, state=None, chunk=64)
 def divides_by_vanishing_decays(q, k, v, beta, decay=None, state=None, chunk=64):
     decay = torch.ones_like(k) if decay is None else decay.expand(*k.shape)
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1]) if state is None else state
+    if k.shape[-2] == 0:
+        return torch.zeros_like(v), state
     out = []
     parts = (x.split(chunk, dim=-2) for x in (q, k, v, beta.unsqueeze(-1), decay))
     for q_c, k_c, v_c, beta_c, decay_c in zip(*parts, strict=True):

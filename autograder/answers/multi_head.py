@@ -429,6 +429,14 @@ edit(
 )
 edit(
     M,
+    "torch_biases_exchanged",
+    replace="layer.in_proj_bias.chunk(3)[row]",
+    by="layer.in_proj_bias.chunk(3)[(1, 0, 2)[row]]",
+    says="The weights of PyTorch's layer arrive where they belong, but the biases of queries and keys change places.",
+    hint="Weights and biases stand in the same order. Compare each with PyTorch's, one projection at a time.",
+)
+edit(
+    M,
     "torch_layer_never_refused",
     replace="layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn",
     by="layer.in_proj_weight is None",
@@ -1118,6 +1126,22 @@ edit(
 )
 edit(
     T,
+    "first_mix_transposed",
+    replace=PRE,
+    by=PRE.replace('"hg,', '"gh,'),
+    says="The second mix is right, but the first is read the wrong way round: row h of `pre_mix` makes new head h.",
+    hint="Set one entry of `pre_mix` beside the diagonal to 1: which head's scores change, and by which head's?",
+)
+edit(
+    T,
+    "second_mix_transposed",
+    replace=POST,
+    by=POST.replace('"hg,', '"gh,'),
+    says="The first mix is right, but the second is read the wrong way round: row h of `post_mix` makes new head h.",
+    hint="Set one entry of `post_mix` beside the diagonal to 1: which head's weights change, and by which head's?",
+)
+edit(
+    T,
     "both_mixes_before_the_softmax",
     replace=POST,
     by='masked_softmax(torch.einsum("hg,...gij->...hij", self.post_mix, mixed), mask)',
@@ -1533,6 +1557,14 @@ edit(
     by="if not 0 <= p <= 1:",
     says="p = 1 would drop everything and is not refused.",
     hint="p is a share below 1.",
+)
+edit(
+    H,
+    "factors_in_float32",
+    replace="scale = kept.shape[-1] * kept / kept.sum(dim=-1, keepdim=True)",
+    by="scale = kept.shape[-1] * kept.float() / kept.float().sum(dim=-1, keepdim=True)",
+    says="The right heads stay, but your factors are float32 numbers: float64 outputs keep seven digits only.",
+    hint="Divide two integer tensors and look at the dtype of the quotient. Which dtype do the head outputs have?",
 )
 edit(
     H,

@@ -1180,6 +1180,22 @@ edit(
 )
 edit(
     "apply_rope",
+    "angles_in_the_dtype_of_x",
+    replace="positions[..., None].double() * frequencies.double()",
+    by="positions[..., None].to(x.dtype) * frequencies.to(x.dtype)",
+    says="You compute the angles in the dtype of x: for float32 they are noise far out.",
+    hint="The result has the dtype of x. How many digits does an angle of 10⁷ need on the way there?",
+)
+edit(
+    "apply_rope",
+    "frequencies_in_float32",
+    replace="positions[..., None].double() * frequencies.double()",
+    by="positions[..., None].double() * frequencies.float().double()",
+    says="Your angles are float64, but their frequencies were rounded to float32, and far out that counts.",
+    hint="By how much is an angle off if its frequency is off in the eighth digit, at position 10⁷?",
+)
+edit(
+    "apply_rope",
     "one_angle_for_all_pairs",
     replace="positions[..., None].double() * frequencies.double()",
     by="positions[..., None].double() * frequencies.double()[:1].expand(head_dim // 2)",

@@ -354,6 +354,17 @@ def a_slice_for_each_block(q, k, v, window, causal=False):
     return torch.cat(out, dim=-2)
 
 
+@alternative("banded_attention")
+def products_of_elements(q, k, v, window, causal=False):
+    q_seq, kv_seq = q.shape[-2], k.shape[-2]
+    back, ahead = (window - 1, 0) if causal else (window // 2, window // 2)
+    key = torch.arange(q_seq)[:, None] + (kv_seq - q_seq) + torch.arange(-back, ahead + 1)
+    near = key.clamp(0, kv_seq - 1)
+    scores = (q[..., None, :] * k[..., near, :]).sum(-1) / q.shape[-1] ** 0.5
+    weights = masked_softmax(scores, (key >= 0) & (key < kv_seq))
+    return (weights[..., None] * v[..., near, :]).sum(-2)
+
+
 edit(
     "banded_attention",
     "no_scale",
@@ -442,6 +453,21 @@ def every_key_block_by_block(q, k, v, window, causal=False):
         distance = rows[:, None] + shift - torch.arange(k.shape[-2])
         seen = (distance >= 0) & (distance < window) if causal else distance.abs() <= window // 2
         out[..., rows, :] = masked_softmax(q[..., rows, :] @ k.mT * q.shape[-1] ** -0.5, seen) @ v
+    return out
+
+
+@mistake(
+    "banded_attention",
+    says="You score every key for each query and mask most of it: without a product of matrices that is quadratic too.",
+    hint="Multiplying element by element is no less work. Which stretch of keys can a query see at all?",
+)
+def every_key_by_products_of_elements(q, k, v, window, causal=False):
+    shift, out = k.shape[-2] - q.shape[-2], q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for rows in torch.arange(q.shape[-2]).split(32):
+        distance = rows[:, None] + shift - torch.arange(k.shape[-2])
+        seen = (distance >= 0) & (distance < window) if causal else distance.abs() <= window // 2
+        scores = (q[..., rows, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+        out[..., rows, :] = (masked_softmax(scores, seen)[..., None] * v[..., None, :, :]).sum(-2)
     return out
 
 
@@ -549,6 +575,14 @@ edit(
 )
 edit(
     "longformer_attention",
+    "no_scale_in_global_columns",
+    replace="q_blocks @ k_all.mT",
+    by="q_blocks / scale @ k_all.mT",
+    says="Ordinary rows scale the scores of their window, but not those of the global keys.",
+    hint="One softmax compares all scores of a row. Which factor has each of your two kinds of scores had?",
+)
+edit(
+    "longformer_attention",
     "window_to_either_side",
     replace="seq, half = q.shape[-2], window // 2",
     by="seq, half = q.shape[-2], window",
@@ -580,6 +614,21 @@ def every_key_block_by_block_too(q, k, v, q_g, k_g, v_g, window, global_position
     for rows in at.split(64):
         seen = ((rows[:, None] - at).abs() <= window // 2).index_fill(-1, global_positions, True)
         out[..., rows, :] = masked_softmax(q[..., rows, :] @ k.mT * q.shape[-1] ** -0.5, seen) @ v
+    rows = (q_g[..., global_positions, :] @ k_g.mT * q.shape[-1] ** -0.5).softmax(-1) @ v_g
+    return out.index_copy(-2, global_positions, rows)
+
+
+@mistake(
+    "longformer_attention",
+    says="You score every key for each query and mask most of it: without a product of matrices that is quadratic too.",
+    hint="Multiplying element by element is no less work. Which keys does an ordinary query see at all?",
+)
+def every_key_by_products_of_elements_too(q, k, v, q_g, k_g, v_g, window, global_positions):
+    at, out = torch.arange(q.shape[-2]), q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for rows in at.split(32):
+        seen = ((rows[:, None] - at).abs() <= window // 2).index_fill(-1, global_positions, True)
+        scores = (q[..., rows, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+        out[..., rows, :] = (masked_softmax(scores, seen)[..., None] * v[..., None, :, :]).sum(-2)
     rows = (q_g[..., global_positions, :] @ k_g.mT * q.shape[-1] ** -0.5).softmax(-1) @ v_g
     return out.index_copy(-2, global_positions, rows)
 
@@ -729,6 +778,28 @@ edit(
 )
 edit(
     "block_sparse_attention",
+    "one_maximum_for_all_queries",
+    replace="(scores - peak[..., rows, :, None]).exp()",
+    by="(scores - peak.amax(dim=(-1, -2), keepdim=True)[..., None]).exp()",
+    says=(
+        "You take one maximum off the scores of all queries: where a query's own scores lie far below it, all of its "
+        "weights round to 0."
+    ),
+    hint="Which number has to be 0 at the top of every row, so that each row keeps at least one weight of 1?",
+)
+edit(
+    "block_sparse_attention",
+    "one_maximum_for_a_block_of_queries",
+    replace="(scores - peak[..., rows, :, None]).exp()",
+    by="(scores - peak.amax(dim=-1, keepdim=True)[..., rows, :, None]).exp()",
+    says=(
+        "The queries of a block share one maximum: where a query's own scores lie far below it, all of its weights "
+        "round to 0."
+    ),
+    hint="Whose scores does a row of weights compare? Whose maximum belongs to it?",
+)
+edit(
+    "block_sparse_attention",
     "empty_rows_are_nan",
     replace="total.masked_fill(total == 0, 1)[..., None]",
     by="total[..., None]",
@@ -770,6 +841,19 @@ def padded_to_the_fullest_row(q, k, v, layout, block):
     seen = used.repeat_interleave(block, -1) & (key < kv_seq)
     weights = masked_softmax(padded[0] @ near_k.mT * q.shape[-1] ** -0.5, seen[:, None, :])
     return (weights @ near_v).flatten(-3, -2)[..., :q_seq, :]
+
+
+@mistake(
+    "block_sparse_attention",
+    says="You score every key for each query and mask most of it: without a product of matrices that is quadratic too.",
+    hint="Multiplying element by element is no less work. Work on a list of the listed blocks.",
+)
+def every_key_by_products_of_elements_of_blocks(q, k, v, layout, block):
+    mask, out = layout.repeat_interleave(block, 1)[:, : k.shape[-2]], q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for number, rows in enumerate(torch.arange(q.shape[-2]).split(block)):
+        scores = (q[..., rows, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+        out[..., rows, :] = (masked_softmax(scores, mask[number])[..., None] * v[..., None, :, :]).sum(-2)
+    return out
 
 
 # chunked_block_local_attention
@@ -1079,6 +1163,25 @@ def every_key_block_by_block_after_hashing(qk, v, rotations, chunk):
     return out
 
 
+@mistake(
+    "lsh_attention",
+    says="You score every key for each token and mask most of it: without a product of matrices that is quadratic too.",
+    hint="Multiplying element by element is no less work. A chunk meets two chunks.",
+)
+def every_key_by_products_of_elements_after_hashing(qk, v, rotations, chunk):
+    at, key, out = torch.arange(qk.shape[-2]), F.normalize(qk, dim=-1), torch.zeros_like(v)
+    bucket = lsh_buckets(qk, rotations)
+    place = bucket.argsort(dim=-1, stable=True).argsort(dim=-1) // chunk
+    for rows in at.split(64):
+        met = bucket[..., rows, None] == bucket[..., None, :]
+        met = met & (place[..., rows, None] <= place[..., None, :] + 1)
+        seen = met.any(dim=-3) & (at < rows[:, None])
+        seen = seen | ((at == rows[:, None]) & ~seen.any(-1, keepdim=True))
+        scores = (qk[..., rows, None, :] * key[..., None, :, :]).sum(-1) * qk.shape[-1] ** -0.5
+        out[..., rows, :] = (masked_softmax(scores, seen)[..., None] * v[..., None, :, :]).sum(-2)
+    return out
+
+
 # routing_attention
 
 
@@ -1144,6 +1247,20 @@ edit(
     )""",
     says="You score all pairs and then pick those inside clusters, so that nothing is saved.",
     hint="Gather the members of a cluster before you multiply.",
+)
+edit(
+    "routing_attention",
+    "all_pairs_multiplied_first",
+    replace="(query @ key.mT * q.shape[-1] ** -0.5)",
+    by="""torch.cat(
+        [
+            (q[..., None, :] * some[..., None, :, :]).sum(-1).unsqueeze(-3).take_along_dim(q_at[..., None], -2)
+            for some in (k * q.shape[-1] ** -0.5).split(64, -2)
+        ],
+        dim=-1,
+    ).take_along_dim(k_at.unsqueeze(-2), -1)""",
+    says="You score all pairs, element by element, and then pick those inside clusters: that is quadratic too.",
+    hint="Gather the members of a cluster before you multiply, whatever you multiply with.",
 )
 edit(
     "routing_attention",

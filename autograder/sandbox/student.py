@@ -72,10 +72,11 @@ class Trace:
     """What one call cost.
 
     ``steps`` Python line events; ``peak_bytes`` peak of traced allocations; ``largest`` elements of the largest torch
-    tensor made; ``flops`` of torch's matrix products; ``calls`` names of torch operations; ``launches`` of Triton
-    kernels, ``programs`` of all launches, and ``multiplications`` in their products of tiles. These are counted inside,
-    so a submission can lie about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak
-    memory (``peak_bytes`` where there is no process), and ``outside_seconds``, CPU time of the call.
+    tensor made; ``flops`` of torch's matrix products; ``elements`` that torch's operations wrote, which is the work of
+    those that are no products; ``calls`` names of torch operations; ``launches`` of Triton kernels, ``programs`` of all
+    launches, and ``multiplications`` in their products of tiles. These are counted inside, so a submission can lie
+    about them. Read from outside, and coarse: ``outside_bytes``, growth of the process's peak memory (``peak_bytes``
+    where there is no process), and ``outside_seconds``, CPU time of the call.
     """
 
     result: Any
@@ -83,6 +84,7 @@ class Trace:
     peak_bytes: int
     largest: int
     flops: int
+    elements: int
     calls: tuple[str, ...]
     launches: int
     programs: int
@@ -207,6 +209,7 @@ class Student:
                 peak_bytes=peak,
                 largest=int(cost["largest"]),
                 flops=int(cost["flops"]),
+                elements=int(cost["elements"]),
                 calls=tuple(str(name) for name in cost["calls"]),
                 launches=int(cost["launches"]),
                 programs=int(cost["programs"]),

@@ -160,11 +160,11 @@ def _paired(output: Any, upstream: Any) -> tuple[list[torch.Tensor], list[torch.
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every tensor operation that runs under it, the largest tensor that one makes, and the work of products."""
+    """Notes every tensor operation that runs under it, the tensors that it makes, and the work of products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.largest, self.flops, self.calls = 0, 0, set[str]()
+        self.largest, self.flops, self.elements, self.calls = 0, 0, 0, set[str]()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -184,11 +184,32 @@ class _Recorder(TorchDispatchMode):
         self.calls.add(_operation(func))
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             self.flops += int(count(*args, **kwargs, out_val=result))
+        if not func.is_view:
+            self.elements += _written(func, args, kwargs, result)
         for item in result if isinstance(result, (tuple, list)) else (result,):
             # A view or a broadcast costs no memory, so what counts is the storage behind it.
             if isinstance(item, torch.Tensor) and item.layout is torch.strided:
                 self.largest = max(self.largest, item.untyped_storage().nbytes() // max(item.element_size(), 1))
         return result
+
+
+def _written(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """How many elements an operation writes: those of its results, or, where it writes at some places, of these.
+
+    What writes at places (``out[rows] = …``) hands back all of the tensor, however few they are.
+    """
+    made = _elements(result)
+    if func._schema.is_mutable and _operation(func).startswith(("index_", "_index_put", "scatter", "masked_scatter")):
+        places = [_elements(item) for item in (*args[1:], *kwargs.values())]
+        return min(max(places, default=made), made)
+    return made
+
+
+def _elements(value: Any) -> int:
+    """Of a tensor, or of the largest one in a list."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return max(map(_elements, value), default=0) if isinstance(value, (tuple, list)) else 0
 
 
 @cache
@@ -228,6 +249,7 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
         "peak_bytes": max(peak, 0),
         "largest": recorder.largest,
         "flops": recorder.flops,
+        "elements": recorder.elements,
         "calls": sorted(recorder.calls),
         "launches": meter.launches,
         "programs": meter.programs,

@@ -1210,6 +1210,15 @@ def test_gated_continues_a_state(student, rng):
         memory_agrees(found, gated(*inputs, decay, state), f"after a state, in chunks of {chunk}")
 
 
+def without_tokens(student, rng, name, *inputs):
+    """Fail unless no token leaves the state as it is, zeros where there was none, and gives an empty out."""
+    decays = draw_decay(rng, 2, 0, 4), draw_decay(rng, 1, 1)
+    empty = torch.zeros(2, 0, 6, dtype=DOUBLE)
+    for decay, state in zip(decays, (tensor(rng, 2, 4, 6, dtype=DOUBLE), None), strict=True):
+        kept = torch.zeros(2, 4, 6, dtype=DOUBLE) if state is None else state
+        memory_agrees(student.call(name, *inputs, decay, state), (empty, kept), "without any token")
+
+
 def stateful_in_pieces(student, name, inputs, cuts, chunk):
     """What a function of (…, seq, width) tensors, `state` and `chunk` returns for a sequence in pieces."""
     outs, state = [], None
@@ -1254,6 +1263,12 @@ def test_gated_with_strong_decays(student, rng):
     memory_agrees(student.gated_linear_attention(*inputs, decay), gated(*inputs, decay), "with strong decays")
     scalar = torch.from_numpy(10 ** -rng.uniform(8, 20, size=(2, 40, 1)))
     memory_agrees(student.gated_linear_attention(*inputs, scalar), gated(*inputs, scalar), "with a strong decay")
+
+
+@hidden("gated_linear_attention", kind="edge", weight=1, hint="No token: nothing decays, and nothing is written.")
+def test_gated_without_tokens(student, rng):
+    """An empty sequence gives an empty out and the state that was handed in."""
+    without_tokens(student, rng, "gated_linear_attention", *draw(rng, 2, q_seq=0))
 
 
 @hidden("gated_linear_attention", kind="edge", weight=1, hint="What comes in keeps its dtype and its values.")
@@ -1437,6 +1452,12 @@ def test_delta_with_strong_decays(student, rng):
     decay = torch.from_numpy(10 ** -rng.uniform(8, 20, size=(2, 40, 4)))
     decay[..., 1], decay[..., 20:, 2] = 1, 1
     memory_agrees(student.delta_rule(*inputs, decay), delta(*inputs, decay), "with strong decays")
+
+
+@hidden("delta_rule", kind="edge", weight=1, hint="No token: nothing decays, and nothing is corrected.")
+def test_delta_without_tokens(student, rng):
+    """An empty sequence gives an empty out and the state that was handed in."""
+    without_tokens(student, rng, "delta_rule", *draw_delta(rng, 2, seq=0))
 
 
 @hidden("delta_rule", kind="edge", weight=1, hint="What comes in keeps its dtype and its values.")

@@ -927,7 +927,7 @@ def test_dropped_heads(student, rng):
 @hidden("drop_heads", weight=1, hint="How many heads were kept in *this* example?")
 def test_dropped_heads_with_equal_axes(student, rng):
     """The same where examples, heads and positions are equal in number."""
-    x, (seed, generator) = tensor(rng, 6, 6, 6, 6, dtype=DOUBLE), seed_of(rng)
+    x, (seed, generator) = tensor(rng, 6, 6, 6, 6), seed_of(rng)
     close(student.drop_heads(x, 0.5, generator), dropped(x, 0.5, seed), what="head outputs with equal axes")
 
 
@@ -957,6 +957,14 @@ def test_dropped_heads_with_other_leading_axes(student, rng):
         result, after = student.after("drop_heads", x, 0.5, generator)
         close(result, dropped(x, 0.5, seed), what=f"head outputs with {len(shape) - 3} leading axes")
         close(after[0], x, what="head outputs after the call")
+
+
+@hidden("drop_heads", kind="edge", weight=1, hint="In which dtype are your factors computed?")
+def test_dropped_heads_in_float64(student, rng):
+    """float64 head outputs keep all of their digits."""
+    # However factors of 8 heads are computed in float32, they round alike, and so have one name.
+    x, (seed, generator) = tensor(rng, 24, 8, 2, 1, dtype=DOUBLE), seed_of(rng)
+    close(student.drop_heads(x, 0.5, generator), dropped(x, 0.5, seed), what="head outputs in float64")
 
 
 @hidden("drop_heads", kind="gradient", weight=1, hint="Dropping is a product, and a product has a gradient.")

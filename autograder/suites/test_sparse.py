@@ -75,6 +75,16 @@ def keeps_dtype_and_arguments(student, name, inputs, rest, definition):
     unchanged([*single, *rest], after, "float32 inputs")
 
 
+def work(trace):
+    """Multiplications in products of matrices, and whatever else was written: products of elements count too."""
+    return trace.flops / 2 + trace.elements
+
+
+def by_torch(trace, least):
+    """Fail if torch did less than the answer takes, in whatever way: somebody else has computed it then."""
+    require(work(trace) >= least, "scores and outputs should be computed by torch's operations")
+
+
 def both(rng, *shape):
     """Random booleans, both kinds among them in every row."""
     mask = rng.random(shape) < 0.5
@@ -355,7 +365,8 @@ def test_banded_work_follows_the_band(student, rng):
         q, k, v = draw(rng, q_seq=1024, head_dim=8, v_dim=8, dtype=torch.float32)
         trace = student.trace("banded_attention", q, k, v, 64, causal)
         pairs = sum(min(i + 1, 64) if causal else min(i, 32) + 1 + min(1023 - i, 32) for i in range(1024))
-        require(0 < trace.flops <= 2 * 32 * pairs, "more than twice the products that the band needs were computed")
+        by_torch(trace, 2 * pairs)
+        require(trace.flops <= 2 * 32 * pairs, "more than twice the products that the band needs were computed")
 
 
 @hidden("banded_attention", kind="cost", weight=2, hint="No tensor may have an entry for every pair of positions.")
@@ -371,9 +382,9 @@ def test_banded_memory_follows_the_band(student, rng):
 def test_banded_work_grows_with_the_length(student, rng):
     """Eight times the length takes about eight times the work, not sixty-four times."""
     short, long = (draw(rng, q_seq=seq, head_dim=4, v_dim=4, dtype=torch.float32) for seq in (512, 4096))
-    work = [student.trace("banded_attention", *inputs, 16).flops for inputs in (short, long)]
-    require(work[0] > 0, "no matrix product was counted: scores and outputs are matrix products")
-    at_most(work[1] / work[0], 20, what="work at 4,096 tokens over work at 512")
+    traces = [student.trace("banded_attention", *inputs, 16) for inputs in (short, long)]
+    by_torch(traces[0], 512 * 16)
+    at_most(work(traces[1]) / work(traces[0]), 20, what="work at 4,096 tokens over work at 512")
 
 
 # longformer_attention
@@ -482,7 +493,17 @@ def test_longformer_work_follows_window_and_globals(student, rng):
     seen = longformer_pattern(1024, 64, positions)
     trace = student.trace("longformer_attention", *inputs, 64, positions)
     needed = 32 * int(seen.sum())
-    require(0 < trace.flops <= 2 * needed, "more than twice the products that the pattern needs were computed")
+    by_torch(trace, 2 * int(seen.sum()))
+    require(trace.flops <= 2 * needed, "more than twice the products that the pattern needs were computed")
+
+
+@hidden("longformer_attention", kind="cost", hint="What is written for every pair, product of matrices or not?")
+def test_longformer_writes_little_beside_its_products(student, rng):
+    """Scores are not written for all pairs by other means than products of matrices, nor a few at a time."""
+    inputs = [tensor(rng, 1024, 4) for _ in range(6)]
+    positions = torch.from_numpy(rng.choice(1024, size=4, replace=False))
+    trace = student.trace("longformer_attention", *inputs, 16, positions)
+    at_most(trace.elements / 1024, 1500, what="elements written a token, at 1,024 tokens")
 
 
 # bigbird_layout
@@ -648,7 +669,16 @@ def test_block_sparse_work_follows_the_list(student, rng):
     q, k, v = draw(rng, q_seq=512, head_dim=4, v_dim=4, dtype=torch.float32)
     trace = student.trace("block_sparse_attention", q, k, v, layout, 8)
     needed = 2 * 2 * 4 * 64 * int(layout.sum())
-    require(0 < trace.flops <= 1.1 * needed, "more products were computed than the listed blocks need")
+    by_torch(trace, 2 * 64 * int(layout.sum()))
+    require(trace.flops <= 1.1 * needed, "more products were computed than the listed blocks need")
+
+
+@hidden("block_sparse_attention", kind="cost", hint="What is written for every pair, product of matrices or not?")
+def test_block_sparse_writes_little_beside_its_products(student, rng):
+    """Scores are not written for all pairs by other means than products of matrices, nor a few at a time."""
+    q, k, v = draw(rng, q_seq=1024, head_dim=4, v_dim=4, dtype=torch.float32)
+    trace = student.trace("block_sparse_attention", q, k, v, draw_layout(rng, 128, 2), 8)
+    at_most(trace.elements / 1024, 1500, what="elements written a token, at 1,024 tokens")
 
 
 @hidden(
@@ -737,7 +767,9 @@ def test_block_local_cost_is_linear(student, rng):
     """At 8,192 tokens: at most 2 · block scores a query are computed, and nothing near all pairs is held."""
     q, k, v = draw(rng, q_seq=8192, head_dim=4, v_dim=4, dtype=torch.float32)
     trace = student.trace("chunked_block_local_attention", q, k, v, 16)
-    require(0 < trace.flops <= 1.1 * 2 * 2 * 4 * 8192 * 32, "more scores were computed than 2 · block a query")
+    by_torch(trace, 2 * 8192 * 32)
+    require(trace.flops <= 1.1 * 2 * 2 * 4 * 8192 * 32, "more scores were computed than 2 · block a query")
+    at_most(trace.elements / 8192, 4000, what="elements written a token, at 8,192 tokens")
     at_most(trace.largest, 2**21, what="elements of the largest tensor at 8,192 tokens")
     at_most(trace.outside_bytes, 100 * MIB, what="growth of the process's memory in bytes")
 
@@ -916,6 +948,14 @@ def test_lsh_work_follows_the_chunks(student, rng):
     at_most(trace.flops, 2 * needed, what="FLOPs of matrix products at 1,024 tokens")
 
 
+@hidden("lsh_attention", kind="cost", hint="What is written for every pair, product of matrices or not?")
+def test_lsh_writes_little_beside_its_products(student, rng):
+    """Scores are not written for all pairs by other means than products of matrices, nor a few at a time."""
+    qk, v, rotations = tensor(rng, 1024, 4), tensor(rng, 1024, 4), tensor(rng, 1, 4, 8)
+    trace = student.trace("lsh_attention", qk, v, rotations, 8)
+    at_most(trace.elements / 1024, 1500, what="elements written a token, at 1,024 tokens")
+
+
 # routing_attention
 
 
@@ -1037,8 +1077,16 @@ def test_routing_work_follows_the_clusters(student, rng):
     centroids = tensor(rng, 1, 32, 8)
     trace = student.trace("routing_attention", q, k, v, centroids, 32)
     needed = 32 * 32 * 32 * 32 + 3 * 2 * 1024 * 32 * 16
-    require(trace.flops > 0, "no matrix product was counted: scores and outputs are matrix products")
+    by_torch(trace, 2 * 32 * 32 * 32)
     at_most(trace.flops, 2 * needed, what="FLOPs of matrix products at 1,024 tokens")
+
+
+@hidden("routing_attention", kind="cost", hint="What is written for every pair, product of matrices or not?")
+def test_routing_writes_little_beside_its_products(student, rng):
+    """Scores are not written for all pairs by other means than products of matrices, nor a few at a time."""
+    q, k, v = draw(rng, 1, q_seq=1024, head_dim=4, v_dim=4, dtype=torch.float32)
+    trace = student.trace("routing_attention", q, k, v, tensor(rng, 1, 8, 4), 16)
+    at_most(trace.elements / 1024, 1500, what="elements written a token, at 1,024 tokens")
 
 
 # reachability
