@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import torch
 
+from autograder.sandbox.protocol import Stream
 from autograder.sandbox.student import Module
 from autograder.suites.kit import at_most, close, hidden, raises, require, same, strided, tensor
 
@@ -123,6 +124,19 @@ def test_chunks_in_any_order_and_any_cut(student, rng):
     same(student.online_softmax(again), expected, MAX_AND_SUM, "cut in other places")
 
 
+@hidden(
+    "online_softmax",
+    kind="property",
+    weight=2,
+    hint="Whatever a piece has to tell is taken from it before the next one is asked for.",
+)
+def test_each_chunk_is_read_once(student, rng):
+    """The pair of a stream that can be read once, and in which each chunk is overwritten when the next one is read."""
+    chunks = pieces(rng, 3, 5, 0, 2, 4)
+    found = student.online_softmax(Stream(tuple(chunks)))
+    same(found, max_and_sum(chunks), MAX_AND_SUM, "of a stream")
+
+
 @hidden("online_softmax", kind="edge", hint="Make new tensors with the dtype of the ones you were given.")
 def test_online_softmax_keeps_dtype_and_chunks(student, rng):
     """float32 stays float32, tensors with gaps in memory work, no chunk is changed."""
@@ -224,8 +238,10 @@ def test_merging_far_from_zero(student, rng):
 
 @hidden("merge_partials", kind="gradient", hint="The shares depend on both lse; gradients must reach them.")
 def test_merge_gradients(student, rng):
-    """Gradients of out with respect to both outputs and both lse are those of the definition."""
+    """Gradients of out for both outputs and both lse are those of the definition, also where one part is empty."""
     (a, b), _ = halves(rng, 2)
+    for part, rows in ((a, [0, 3]), (b, [1])):
+        part[0][:, rows], part[1][:, rows] = 0.0, -torch.inf
     inputs, upstream = [*a, *b], tensor(rng, 2, 5, 6, dtype=DOUBLE)
     _, found = student.vjp("merge_partials", *inputs, upstream=upstream, wrt=(0, 1, 2, 3))
     expected = gradients(inputs, upstream, lambda *x: dense_pair(x[:2], x[2:])[0])
