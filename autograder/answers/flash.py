@@ -2067,5 +2067,8 @@ edit(
     name="row_by_row",
 )
 def lazy_row_by_row(q, k, v, chunk):
-    rows = [(row @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v for row in q.split(1, dim=-2)]
-    return torch.cat(rows, dim=-2)
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for i in range(q.shape[-2]):
+        weights = (q[..., i : i + 1, :] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+        out[..., i : i + 1, :] = weights @ v
+    return out

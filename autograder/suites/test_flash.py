@@ -402,11 +402,12 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 
 @hidden("blockwise_attention", kind="cost", weight=6, hint="Loop over blocks of queries and over blocks of keys.")
 def test_blockwise_memory_is_one_tile(student, rng):
-    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
+    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    student.trace("blockwise_attention", *(x[:256] for x in inputs), 256, 256)  # what a first trace sets up is no cost
-    trace = student.trace("blockwise_attention", *inputs, 256, 256)
-    some_rows(rng, trace.result, inputs)
+    first = (x[:256] for x in inputs)
+    student.trace("blockwise_attention", *first, 256, 256, True)  # what a first trace sets up is no cost
+    trace = student.trace("blockwise_attention", *inputs, 256, 256, True)
+    some_rows(rng, trace.result, inputs, causal=True)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
 
@@ -528,15 +529,12 @@ def large_backward(rng, q_seq, kv_seq, width):
     "flash_attention_backward", kind="cost", weight=6, hint="Recompute the weights of one tile, use them, and go on."
 )
 def test_backward_memory_is_one_tile(student, rng):
-    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
-    q, k, v = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    out, lse = (torch.cat(x) for x in zip(*(dense(rows, k, v) for rows in q.split(256)), strict=True))
-    args = q, k, v, out, lse, tensor(rng, 2048, 8)
-    student.trace(
-        "flash_attention_backward", *(x[:256] for x in args), 256, 256
-    )  # what a first trace sets up is no cost
-    trace = student.trace("flash_attention_backward", *args, 256, 256)
-    some_gradients(rng, trace.result, q, k, v, args[-1])
+    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
+    args = large_backward(rng, 2048, 2048, 8)
+    first = (x[:256] for x in args)
+    student.trace("flash_attention_backward", *first, 256, 256, True)  # what a first trace sets up is no cost
+    trace = student.trace("flash_attention_backward", *args, 256, 256, True)
+    some_gradients(rng, trace.result, *args[:3], args[-1], causal=True)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 18 * MIB, what="growth of the process's memory in bytes")
 
@@ -704,12 +702,12 @@ def test_function_saves_five_tensors(student, rng):
 
 @hidden("FlashAttention", kind="cost", weight=4, hint="Neither pass may hold what grows with the square of the length.")
 def test_function_memory(student, rng):
-    """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
+    """At 2,048 causal tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     function = applied(student)
-    function.trace(*(x[:256] for x in inputs), False, 256, 256)  # what a first trace sets up is no cost
-    forward = function.trace(*inputs, False, 256, 256)
-    some_rows(rng, forward.result, inputs)
+    function.trace(*(x[:256] for x in inputs), True, 256, 256)  # what a first trace sets up is no cost
+    forward = function.trace(*inputs, True, 256, 256)
+    some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
     d_out, ctx = tensor(rng, 2048, 8), made(student)
     _, tensors, others = forward_on(ctx, *inputs, True, 256, 256)
