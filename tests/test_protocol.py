@@ -24,6 +24,7 @@ from autograder.sandbox.protocol import (
     Handle,
     Opaque,
     ProtocolError,
+    Stream,
     builtin_bases,
     decode,
     encode,
@@ -218,6 +219,17 @@ def test_generators_are_made_anew_from_their_seed(library):
         wanted = torch.rand(3, generator=torch.Generator().manual_seed(5))
         assert torch.equal(torch.rand(3, generator=one), wanted)
         assert torch.equal(torch.rand(3, generator=other), wanted)
+
+
+def test_a_stream_flows_once_and_overwrites_what_it_gave():
+    pieces = (torch.arange(3.0), np.arange(2.0), torch.empty(0))
+    stream = decode(encode(Stream(pieces)), handles={}, generators=True)
+    for sent in pieces:
+        assert same(next(stream), sent)
+    assert not list(stream), "it is over"
+    kept = list(decode(encode(Stream(pieces)), handles={}, generators=True))
+    assert all(np.isnan(np.asarray(piece)).all() for piece in kept)
+    assert same(decode(encode(Stream(pieces))).pieces, pieces), "outside it is what was sent, and does not flow"
 
 
 def test_a_handle_becomes_its_object_only_where_objects_are_given():

@@ -71,6 +71,10 @@ def wrong(x):
 
 def untouched(x):
     return torch.empty_like(x)
+
+def copy_and_more(x):
+    copy(x)
+    return len(bytes(2**20))
 '''
 
 
@@ -149,6 +153,11 @@ def test_counts(either):
     assert (trace.launches, trace.programs, trace.multiplications) == (1, 1, 16**3)
     assert trace.largest <= 256, "the interpreter's own arrays are not the submission's"
     assert either.trace("untouched", torch.ones(3)).launches == 0
+
+
+def test_memory_is_traced_again_after_a_launch(either):
+    """The interpreter's arrays are not counted, what the submission makes is."""
+    assert 0.9 * 2**20 < either.trace("copy_and_more", torch.ones(3)).peak_bytes < 1.1 * 2**20
 
 
 def test_kernels_find_each_other_in_later_cells():

@@ -143,6 +143,41 @@ edit(
 
 @mistake(
     "online_softmax",
+    says="You go through the chunks twice, for the maximum and for the sum; what streams by can be read only once.",
+    hint="Take both numbers of a chunk while you have it. What must happen to the old sum if its maximum is larger?",
+)
+def two_passes(chunks):
+    maximum = total = None
+    for chunk in chunks:
+        own = torch.cat([chunk, chunk.new_full((*chunk.shape[:-1], 1), -math.inf)], dim=-1).amax(dim=-1)
+        maximum = own if maximum is None else torch.maximum(maximum, own)
+    total = torch.zeros_like(maximum)
+    base = maximum.masked_fill(maximum == -math.inf, 0)
+    for chunk in chunks:
+        total = total + (chunk - base.unsqueeze(-1)).exp().sum(dim=-1)
+    return maximum, total
+
+
+@mistake(
+    "online_softmax",
+    says="You keep all chunks in a list and go through them twice; a chunk may be overwritten when the next one comes.",
+    hint="After a chunk, only two numbers a row are needed of it. Which, and measured from where?",
+)
+def chunks_kept_for_a_second_pass(chunks):
+    chunks = list(chunks)
+    maximum = None
+    for chunk in chunks:
+        own = torch.cat([chunk, chunk.new_full((*chunk.shape[:-1], 1), -math.inf)], dim=-1).amax(dim=-1)
+        maximum = own if maximum is None else torch.maximum(maximum, own)
+    total = torch.zeros_like(maximum)
+    base = maximum.masked_fill(maximum == -math.inf, 0)
+    for chunk in chunks:
+        total = total + (chunk - base.unsqueeze(-1)).exp().sum(dim=-1)
+    return maximum, total
+
+
+@mistake(
+    "online_softmax",
     says="You put all chunks together: the result is right, but the whole row is what should not be held.",
     hint="After a chunk, only two numbers a row are needed of it.",
 )
@@ -253,6 +288,16 @@ edit(
     by="(lse_a - base).detach().exp().unsqueeze(-1), (lse_b - base).detach().exp().unsqueeze(-1)",
     says="No gradient reaches lse: the shares are detached.",
     hint="A maximum may be detached, because it cancels. Does a share?",
+)
+edit(
+    "merge_partials",
+    "gradient_of_the_branch_not_taken",
+    replace="    lse = torch.logaddexp(lse_a, lse_b)\n",
+    by="    first = lse_a + (lse_b - lse_a).exp().log1p()\n"
+    "    second = lse_b + (lse_a - lse_b).exp().log1p()\n"
+    "    lse = torch.where(lse_a > lse_b, first, second).masked_fill((lse_a == lse_b) & lse_a.isinf(), -torch.inf)\n",
+    says="The branch that torch.where does not take overflows for an empty part, and its gradient, 0 · ∞, is NaN.",
+    hint="torch.where hides a bad value from the result, not from autograd. Which form never overflows on either side?",
 )
 edit(
     "merge_partials",
@@ -2022,5 +2067,8 @@ edit(
     name="row_by_row",
 )
 def lazy_row_by_row(q, k, v, chunk):
-    rows = [(row @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v for row in q.split(1, dim=-2)]
-    return torch.cat(rows, dim=-2)
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for i in range(q.shape[-2]):
+        weights = (q[..., i : i + 1, :] @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+        out[..., i : i + 1, :] = weights @ v
+    return out

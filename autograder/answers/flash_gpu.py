@@ -541,6 +541,19 @@ edit(
     says="Your loop visits every tile of keys and masks those that nobody sees: right values, twice the work.",
     hint="Where may the loop of a causal block end? `_visible` knows.",
 )
+edit(
+    "flash_forward",
+    "skipped_tiles_read_and_cleaned",
+    replace="        for j in tl.range(edges[part], edges[part + 1], STEP):\n"
+    "            k_tile = k.load([head // GROUP, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head // GROUP, j, 0]).reshape(STEP, V_DIM)\n",
+    by="        for j in tl.range(0, kv_seq if part == 2 else 0, STEP):\n"
+    "            k_tile = k.load([head // GROUP, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head // GROUP, j, 0]).reshape(STEP, V_DIM)\n"
+    "            v_tile = tl.where(v_tile == v_tile, v_tile, 0.0)\n",
+    says="Your loop reads every tile of keys and cleans out what spoils the result, where it should skip the tile.",
+    hint="What is never read needs no cleaning. Where may the loop of a causal block end?",
+)
 
 
 @mistake(
@@ -744,6 +757,22 @@ edit(
 )
 edit(
     "flash_forward_window",
+    "even_windows_lose_both_ends",
+    replace="(window // 2, window // 2)",
+    by="((window - 1) // 2, (window - 1) // 2)",
+    says="In your symmetric window an even `window` reaches one key less to either side; odd ones are right.",
+    hint="By the contract, how far does a window of 4 reach to each side? Which of your numbers says so?",
+)
+edit(
+    "flash_forward_window",
+    "odd_windows_are_rounded_up",
+    replace="(window // 2, window // 2)",
+    by="((window + 1) // 2, (window + 1) // 2)",
+    says="In your symmetric window an odd `window` reaches one key more to either side; even ones are right.",
+    hint="How many keys does a window of 5 hold, the query's own position included?",
+)
+edit(
+    "flash_forward_window",
     "even_windows_are_lopsided",
     replace="(window // 2, window // 2)",
     by="(window // 2, window - 1 - window // 2)",
@@ -808,6 +837,20 @@ edit(
     by="edges = (0, 0, 0, kv_seq)",
     says="Your kernel visits every tile and masks what lies outside of the window: right values, and nothing saved.",
     hint="Where may the loop of a block begin? `_visible` knows.",
+)
+edit(
+    "flash_forward_window",
+    "tiles_outside_read_and_cleaned",
+    helpers=FORWARD,
+    replace="        for j in tl.range(edges[part], edges[part + 1], STEP):\n"
+    "            k_tile = k.load([head // GROUP, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head // GROUP, j, 0]).reshape(STEP, V_DIM)\n",
+    by="        for j in tl.range(0, kv_seq if part == 2 else 0, STEP):\n"
+    "            k_tile = k.load([head // GROUP, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head // GROUP, j, 0]).reshape(STEP, V_DIM)\n"
+    "            v_tile = tl.where(v_tile == v_tile, v_tile, 0.0)\n",
+    says="Your kernel reads every tile and cleans out what spoils the result, where it should skip the tile.",
+    hint="What is never read needs no cleaning. Where may the loop of a block begin?",
 )
 
 
@@ -1032,6 +1075,19 @@ edit(
     by="edges = (0, 0, 0, kv_seq)",
     says="d_q visits every tile of keys and masks those that are not seen: right values, twice the work.",
     hint="Where may the loop over keys end for the first queries?",
+)
+edit(
+    "flash_backward",
+    "keys_not_seen_read_and_cleaned",
+    replace="        for j in tl.range(edges[part], edges[part + 1], STEP):\n"
+    "            k_tile = k.load([head, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head, j, 0]).reshape(STEP, V_DIM)\n",
+    by="        for j in tl.range(0, kv_seq if part == 2 else 0, STEP):\n"
+    "            k_tile = k.load([head, j, 0]).reshape(STEP, HEAD_DIM)\n"
+    "            v_tile = v.load([head, j, 0]).reshape(STEP, V_DIM)\n"
+    "            v_tile = tl.where(v_tile == v_tile, v_tile, 0.0)\n",
+    says="d_q reads every tile of keys and cleans out what spoils the result, where it should skip the tile.",
+    hint="What is never read needs no cleaning. Where may the loop over keys end for the first queries?",
 )
 
 
@@ -1586,6 +1642,23 @@ edit(
     "            seen = (n < listed) & (j + tl.arange(0, BLOCK)[None, :] < kv_seq)",
     says="You visit every block and mask those that are not listed: right values, and nothing saved.",
     hint="How far does the list of your row go?",
+)
+edit(
+    "block_sparse_kernel",
+    "unlisted_blocks_read_and_cleaned",
+    replace="        for n in tl.range(edges[part], edges[part + 1]):\n"
+    "            j = tl.load(columns + block * kv_blocks + n) * BLOCK\n"
+    "            k_tile = k.load([head, j, 0]).reshape(BLOCK, HEAD_DIM)\n"
+    "            v_tile = v.load([head, j, 0]).reshape(BLOCK, V_DIM)\n"
+    "            seen = j + tl.arange(0, BLOCK)[None, :] < kv_seq\n",
+    by="        for n in tl.range(0, kv_blocks if part == 1 else 0):\n"
+    "            j = tl.load(columns + block * kv_blocks + n) * BLOCK\n"
+    "            k_tile = k.load([head, j, 0]).reshape(BLOCK, HEAD_DIM)\n"
+    "            v_tile = v.load([head, j, 0]).reshape(BLOCK, V_DIM)\n"
+    "            v_tile = tl.where(v_tile == v_tile, v_tile, 0.0)\n"
+    "            seen = (n < edges[2]) & (j + tl.arange(0, BLOCK)[None, :] < kv_seq)\n",
+    says="You read every block and clean out what spoils the result, where you should skip what is not listed.",
+    hint="What is never read needs no cleaning. How far does the list of your row go?",
 )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,12 +151,16 @@ def _install() -> None:
 
     def launch(self: Any, *args: Any, run: Any = executor.__call__, **kwargs: Any) -> None:
         _meter.launches += 1
-        depth, tracer = len(memory), sys.gettrace()
-        sys.settrace(None)  # the interpreter's steps are not the submission's
+        depth, tracer, traced = len(memory), sys.gettrace(), tracemalloc.is_tracing()
+        # The interpreter's steps and arrays are not the submission's, and noting each of them takes most of the time.
+        sys.settrace(None)
+        tracemalloc.stop()
         try:
             run(self, *args, **kwargs)
         finally:
             sys.settrace(tracer)
+            if traced:
+                tracemalloc.start()
             del memory[depth:]
 
     def start_program(self: Any, *place: int, run: Any = builder.set_grid_idx) -> None:

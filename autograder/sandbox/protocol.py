@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,13 @@ class Generator:
 
     seed: int
     framework: str = "torch"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Arrays that come one after the other, once: on the other side, each is overwritten when the next is asked for."""
+
+    pieces: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,8 @@ class Encoder:
             return {"k": "handle", "number": value.number, "type": value.type_name}
         if isinstance(value, Generator):
             return {"k": "generator", "seed": value.seed, "framework": value.framework}
+        if isinstance(value, Stream):
+            return {"k": "stream", "items": [self._node(piece, depth + 1) for piece in value.pieces]}
         return self.other(value)
 
     def _array(self, value: np.ndarray | np.generic) -> Any:
@@ -256,7 +266,7 @@ def decode(message: dict[str, Any], handles: dict[int, Any] | None = None, gener
     Args:
         message: map with ``tree``, ``numpy`` and ``torch``.
         handles: objects by number; where given, a handle becomes its object (used inside the jail).
-        generators: make generators from their seeds (used inside the jail).
+        generators: make generators from their seeds, and let streams flow (used inside the jail).
 
     Raises:
         ProtocolError: the map is malformed.
@@ -306,6 +316,9 @@ class _Decoder:
         if kind == "generator":
             spec = Generator(int(node["seed"]), str(node["framework"]))
             return _make_generator(spec) if self._generators else spec
+        if kind == "stream":
+            pieces = tuple(self._node(item, depth + 1) for item in node["items"])
+            return _flow(pieces) if self._generators else Stream(pieces)
         if kind == "opaque":
             return Opaque(str(node["type"])[:80])
         raise ProtocolError(f"a node of unknown kind {str(kind)[:20]!r}")
@@ -351,6 +364,12 @@ def _plain(array: Any) -> bool:
     if isinstance(array, torch.Tensor):
         return not array.is_complex() and (array.dtype != torch.bool or bool((array.view(torch.uint8) <= 1).all()))
     return array.dtype.kind in "biuf" and (array.dtype != bool or bool((array.view(np.uint8) <= 1).all()))
+
+
+def _flow(pieces: tuple[Any, ...]) -> Iterator[Any]:
+    for piece in pieces:
+        yield piece
+        piece[...] = float("nan")
 
 
 def _make_generator(spec: Generator) -> Any:

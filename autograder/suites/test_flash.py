@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import torch
 
+from autograder.sandbox.protocol import Stream
 from autograder.sandbox.student import Module
 from autograder.suites.kit import at_most, close, hidden, raises, require, same, strided, tensor
 
@@ -123,6 +124,19 @@ def test_chunks_in_any_order_and_any_cut(student, rng):
     same(student.online_softmax(again), expected, MAX_AND_SUM, "cut in other places")
 
 
+@hidden(
+    "online_softmax",
+    kind="property",
+    weight=2,
+    hint="Whatever a piece has to tell is taken from it before the next one is asked for.",
+)
+def test_each_chunk_is_read_once(student, rng):
+    """The pair of a stream that can be read once, and in which each chunk is overwritten when the next one is read."""
+    chunks = pieces(rng, 3, 5, 0, 2, 4)
+    found = student.online_softmax(Stream(tuple(chunks)))
+    same(found, max_and_sum(chunks), MAX_AND_SUM, "of a stream")
+
+
 @hidden("online_softmax", kind="edge", hint="Make new tensors with the dtype of the ones you were given.")
 def test_online_softmax_keeps_dtype_and_chunks(student, rng):
     """float32 stays float32, tensors with gaps in memory work, no chunk is changed."""
@@ -224,8 +238,10 @@ def test_merging_far_from_zero(student, rng):
 
 @hidden("merge_partials", kind="gradient", hint="The shares depend on both lse; gradients must reach them.")
 def test_merge_gradients(student, rng):
-    """Gradients of out with respect to both outputs and both lse are those of the definition."""
+    """Gradients of out for both outputs and both lse are those of the definition, also where one part is empty."""
     (a, b), _ = halves(rng, 2)
+    for part, rows in ((a, [0, 3]), (b, [1])):
+        part[0][:, rows], part[1][:, rows] = 0.0, -torch.inf
     inputs, upstream = [*a, *b], tensor(rng, 2, 5, 6, dtype=DOUBLE)
     _, found = student.vjp("merge_partials", *inputs, upstream=upstream, wrt=(0, 1, 2, 3))
     expected = gradients(inputs, upstream, lambda *x: dense_pair(x[:2], x[2:])[0])
@@ -386,11 +402,12 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 
 @hidden("blockwise_attention", kind="cost", weight=6, hint="Loop over blocks of queries and over blocks of keys.")
 def test_blockwise_memory_is_one_tile(student, rng):
-    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
+    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    student.trace("blockwise_attention", *(x[:256] for x in inputs), 256, 256)  # what a first trace sets up is no cost
-    trace = student.trace("blockwise_attention", *inputs, 256, 256)
-    some_rows(rng, trace.result, inputs)
+    first = (x[:256] for x in inputs)
+    student.trace("blockwise_attention", *first, 256, 256, True)  # what a first trace sets up is no cost
+    trace = student.trace("blockwise_attention", *inputs, 256, 256, True)
+    some_rows(rng, trace.result, inputs, causal=True)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
 
@@ -512,15 +529,12 @@ def large_backward(rng, q_seq, kv_seq, width):
     "flash_attention_backward", kind="cost", weight=6, hint="Recompute the weights of one tile, use them, and go on."
 )
 def test_backward_memory_is_one_tile(student, rng):
-    """At 2,048 tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
-    q, k, v = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
-    out, lse = (torch.cat(x) for x in zip(*(dense(rows, k, v) for rows in q.split(256)), strict=True))
-    args = q, k, v, out, lse, tensor(rng, 2048, 8)
-    student.trace(
-        "flash_attention_backward", *(x[:256] for x in args), 256, 256
-    )  # what a first trace sets up is no cost
-    trace = student.trace("flash_attention_backward", *args, 256, 256)
-    some_gradients(rng, trace.result, q, k, v, args[-1])
+    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
+    args = large_backward(rng, 2048, 2048, 8)
+    first = (x[:256] for x in args)
+    student.trace("flash_attention_backward", *first, 256, 256, True)  # what a first trace sets up is no cost
+    trace = student.trace("flash_attention_backward", *args, 256, 256, True)
+    some_gradients(rng, trace.result, *args[:3], args[-1], causal=True)
     at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
     at_most(trace.outside_bytes, 18 * MIB, what="growth of the process's memory in bytes")
 
@@ -688,12 +702,12 @@ def test_function_saves_five_tensors(student, rng):
 
 @hidden("FlashAttention", kind="cost", weight=4, hint="Neither pass may hold what grows with the square of the length.")
 def test_function_memory(student, rng):
-    """At 2,048 tokens neither pass holds anything near the 4.2 million weights."""
+    """At 2,048 causal tokens neither pass holds anything near the 4.2 million weights."""
     inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
     function = applied(student)
-    function.trace(*(x[:256] for x in inputs), False, 256, 256)  # what a first trace sets up is no cost
-    forward = function.trace(*inputs, False, 256, 256)
-    some_rows(rng, forward.result, inputs)
+    function.trace(*(x[:256] for x in inputs), True, 256, 256)  # what a first trace sets up is no cost
+    forward = function.trace(*inputs, True, 256, 256)
+    some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
     d_out, ctx = tensor(rng, 2048, 8), made(student)
     _, tensors, others = forward_on(ctx, *inputs, True, 256, 256)

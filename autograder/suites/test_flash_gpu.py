@@ -172,7 +172,7 @@ def scores(q, k, scale=None):
 @hidden("scores_kernel", weight=2, hint="Which rows of q and of k belong to tile (i, j) of head h?")
 def test_tiles_make_the_whole_product(student, rng):
     """q kᵀ / √head_dim for several heads and lengths that no tile divides."""
-    q_seq, kv_seq = int(rng.integers(34, 48)), int(rng.integers(66, 80))
+    q_seq, kv_seq = int(rng.integers(20, 30)), int(rng.integers(34, 48))
     q, k = draw(rng, (2, q_seq, 24), (2, kv_seq, 24))
     close(student.scores_kernel(q, k), scores(q, k), what="scores")
 
@@ -224,7 +224,7 @@ def test_a_kernel_makes_the_scores(student, rng):
 @hidden("flash_forward", weight=3, hint="Compare one tile by hand: maximum, weights, and how what came before shrinks.")
 def test_forward_is_attention(student, rng):
     """Full attention and its lse, for lengths that no tile divides and a v_dim of its own."""
-    q_seq, kv_seq = int(rng.integers(34, 45)), int(rng.integers(49, 61))
+    q_seq, kv_seq = int(rng.integers(20, 30)), int(rng.integers(34, 47))
     q, k, v = draw(rng, (2, q_seq, 32), (2, kv_seq, 32), (2, kv_seq, 24))
     same(student.flash_forward(q * 2, k, v), attend(q * 2, k, v, band(q_seq, kv_seq)), torch.float32, "of attention")
 
@@ -232,8 +232,8 @@ def test_forward_is_attention(student, rng):
 @hidden("flash_forward", weight=2, hint="The last query stands beside the last key, and each sees itself.")
 def test_causal_forward_sees_the_past(student, rng):
     """Causal attention with as many, fewer and more queries than keys; queries before all keys get 0 and −∞."""
-    for q_seq, kv_seq in ((40, 40), (int(rng.integers(18, 30)), 45), (50, int(rng.integers(9, 15)))):
-        q, k, v = draw(rng, (1, q_seq, 16), (1, kv_seq, 16), (1, kv_seq, 16))
+    for heads, q_seq, kv_seq in ((2, 40, 40), (1, int(rng.integers(18, 30)), 45), (1, 50, int(rng.integers(9, 15)))):
+        q, k, v = draw(rng, (heads, q_seq, 16), (heads, kv_seq, 16), (heads, kv_seq, 16))
         found = student.flash_forward(q, k, v, causal=True)
         what = f"of causal attention, {q_seq} queries and {kv_seq} keys"
         same(found, attend(q, k, v, band(q_seq, kv_seq, True)), torch.float32, what)
@@ -242,17 +242,17 @@ def test_causal_forward_sees_the_past(student, rng):
 @hidden("flash_forward", hint="Accumulate in float32; round weights to the dtype of v just before the product.")
 def test_forward_in_half_precision(student, rng):
     """Float16 inputs give a float16 output and a float32 lse."""
-    q, k, v = draw(rng, (1, 36, 40), (1, 50, 40), (1, 50, 16), dtype=torch.float16)
+    q, k, v = draw(rng, (1, 20, 40), (1, 37, 40), (1, 37, 16), dtype=torch.float16)
     found = student.flash_forward(q, k, v, causal=True)
-    same(found, attend(q, k, v, band(36, 50, True)), torch.float16, "in float16", rtol=4e-3)
+    same(found, attend(q, k, v, band(20, 37, True)), torch.float16, "in float16", rtol=4e-3)
 
 
 @hidden("flash_forward", kind="property", hint="Only differences from the running maximum may reach exp2.")
 def test_forward_survives_large_scores(student, rng):
     """Scores in the hundreds, the largest in the last tile, neither overflow nor lose the result."""
-    q, k, v = draw(rng, (1, 33, 16), (1, 50, 16), (1, 50, 16))
+    q, k, v = draw(rng, (1, 20, 16), (1, 50, 16), (1, 50, 16))
     k[:, 40:] *= 3
-    expected = attend(q * 100, k, v, band(33, 50))
+    expected = attend(q * 100, k, v, band(20, 50))
     same(student.flash_forward(q * 100, k, v), expected, torch.float32, "of large scores", rtol=1e-3)
 
 
@@ -289,24 +289,26 @@ def test_forward_refuses_bfloat16(student, rng):
 )
 def test_causal_forward_skips_tiles(student, rng):
     """Tiles that no query of a block may see are not visited: NaN in them never reaches the output."""
-    q, k, v = draw(rng, *[(1, 160, 16)] * 3)
-    expected = attend(q, k, v, band(160, 160, True))
-    v[:, 128:] = math.nan
+    q, k, v = draw(rng, *[(1, 70, 16)] * 3)
+    expected = attend(q, k, v, band(70, 70, True))
+    v[:, 64:] = math.nan
     out, lse = parts(student.flash_forward(q, k, v, True), "out", "lse")
-    rows = slice(0, 96)
+    rows = slice(0, 64)
     require(isinstance(out, torch.Tensor) and out.shape == q.shape, "out has the shape of q here")
     require(isinstance(lse, torch.Tensor) and lse.shape == q.shape[:-1], "lse has the shape of q without its last axis")
     close(out[:, rows], expected[0][:, rows].float(), what="out of the first queries, with NaN in tiles after them")
 
 
-@hidden("flash_forward", kind="cost", hint="Scores live for one tile. What else is as large as queries times keys?")
+@hidden("flash_forward", kind="cost", hint="Scores live for one tile, and tiles that nobody sees are not computed.")
 def test_forward_never_holds_the_scores(student, rng):
-    """One launch, no product in torch, and nothing of the size of the score matrix."""
-    q, k, v = draw(rng, *[(1, 64, 16)] * 3)
-    trace = student.trace("flash_forward", q, k, v)
-    same(trace.result, attend(q, k, v, band(64, 64)), torch.float32, "of attention")
-    at_most(trace.largest, 2.0 * 64 * 16, what="elements of the largest tensor")
+    """One launch, no product in torch, nothing of the size of the score matrix, and no work for tiles in the future."""
+    q, k, v = draw(rng, (1, 320, 16), (1, 64, 16), (1, 64, 16))
+    trace = student.trace("flash_forward", q, k, v, True)
+    same(trace.result, attend(q, k, v, band(320, 64, True)), torch.float32, "of causal attention")
+    at_most(trace.largest, 2.0 * 320 * 16, what="elements of the largest tensor")
     by_kernels(trace, 1, "flash_forward")
+    # The last two blocks of 32 queries see 32 and 64 keys, the eight before them none.
+    at_most(trace.multiplications, 2.2 * 2 * 32 * (32 + 64) * 16, what="multiplications")
 
 
 # flash_forward_gqa
@@ -321,7 +323,7 @@ def grouped(q, k, v, causal, scale=None):
 @hidden("flash_forward_gqa", weight=2, hint="Which head of k and v does query head h read?")
 def test_groups_read_their_head(student, rng):
     """Query head h reads key head h // (heads / kv_heads), with and without causal."""
-    q_seq, kv_seq = int(rng.integers(5, 9)), int(rng.integers(18, 24))
+    q_seq, kv_seq = int(rng.integers(5, 9)), int(rng.integers(11, 16))
     q, k, v = draw(rng, (6, q_seq, 16), (2, kv_seq, 16), (2, kv_seq, 24))
     for causal in (False, True):
         found = student.flash_forward_gqa(q, k, v, causal)
@@ -331,7 +333,7 @@ def test_groups_read_their_head(student, rng):
 @hidden("flash_forward_gqa", hint="kv_heads may be 1, and it may be heads.")
 def test_one_head_for_all_and_one_for_each(student, rng):
     """Multi-query and multi-head attention are the two ends."""
-    q, k, v = draw(rng, (2, 3, 5, 16), (2, 1, 19, 16), (2, 1, 19, 16))
+    q, k, v = draw(rng, (2, 3, 5, 16), (2, 1, 9, 16), (2, 1, 9, 16))
     same(student.flash_forward_gqa(q, k, v), grouped(q, k, v, False), torch.float32, "of one key head")
     q, k, v = draw(rng, (3, 5, 16), (3, 17, 16), (3, 17, 16))
     same(student.flash_forward_gqa(q, k, v, True), grouped(q, k, v, True), torch.float32, "of as many key heads")
@@ -355,10 +357,10 @@ def test_uneven_groups_are_refused(student, rng):
 @hidden("flash_forward_gqa", kind="cost", weight=2, hint="Repeated keys would be as large as those of all query heads.")
 def test_groups_share_without_copies(student, rng):
     """One launch for all heads, and k and v are not repeated in memory."""
-    q, k, v = draw(rng, (4, 3, 16), (1, 64, 16), (1, 64, 16))
+    q, k, v = draw(rng, (4, 3, 16), (1, 16, 16), (1, 16, 16))
     trace = student.trace("flash_forward_gqa", q, k, v)
     same(trace.result, grouped(q, k, v, False), torch.float32, "of 4 heads over 1")
-    at_most(trace.largest, 2.0 * 64 * 16, what="elements of the largest tensor")
+    at_most(trace.largest, 2.0 * 16 * 16, what="elements of the largest tensor")
     by_kernels(trace, 1, "flash_forward_gqa")
 
 
@@ -368,7 +370,7 @@ def test_groups_share_without_copies(student, rng):
 @hidden("flash_forward_window", weight=2, hint="A causal window of w holds the query itself and w − 1 keys before it.")
 def test_causal_window(student, rng):
     """Causal: 0 ≤ p − j < window, for odd and even windows and q_seq ≠ kv_seq."""
-    for q_seq, kv_seq, window in ((70, 70, int(rng.integers(5, 9))), (40, 70, 20), (1, 30, int(rng.integers(9, 15)))):
+    for q_seq, kv_seq, window in ((50, 50, int(rng.integers(5, 9))), (40, 70, 20), (1, 30, int(rng.integers(9, 15)))):
         q, k, v = draw(rng, (1, q_seq, 16), (1, kv_seq, 16), (1, kv_seq, 24))
         expected = attend(q, k, v, band(q_seq, kv_seq, True, window))
         same(student.flash_forward_window(q, k, v, window), expected, torch.float32, f"of a causal window of {window}")
@@ -377,7 +379,7 @@ def test_causal_window(student, rng):
 @hidden("flash_forward_window", weight=2, hint="window // 2 keys to either side.")
 def test_symmetric_window(student, rng):
     """Not causal: |p − j| ≤ window // 2, for odd and even windows and q_seq ≠ kv_seq."""
-    for q_seq, kv_seq, window in ((70, 70, int(rng.integers(3, 6))), (36, 50, 2 * int(rng.integers(4, 7)))):
+    for q_seq, kv_seq, window in ((50, 50, 2 * int(rng.integers(1, 3)) + 1), (36, 50, 2 * int(rng.integers(4, 7)))):
         q, k, v = draw(rng, (1, q_seq, 16), (1, kv_seq, 16), (1, kv_seq, 16))
         expected = attend(q, k, v, band(q_seq, kv_seq, False, window))
         found = student.flash_forward_window(q, k, v, window, False)
@@ -418,14 +420,15 @@ def test_window_skips_tiles(student, rng):
         close(out, expected[0].float(), what="out, with NaN in tiles outside of the window")
 
 
-@hidden("flash_forward_window", kind="cost", hint="One launch of the forward kernel; no mask in memory.")
+@hidden("flash_forward_window", kind="cost", hint="One launch, no mask in memory, and no work outside of the band.")
 def test_a_kernel_masks_the_window(student, rng):
-    """One launch, no product in torch, and nothing of the size of the score matrix."""
-    q, k, v = draw(rng, *[(1, 64, 16)] * 3)
+    """One launch, no product in torch, nothing of the size of the score matrix, and no work outside of the band."""
+    q, k, v = draw(rng, (1, 64, 16), (1, 320, 16), (1, 320, 16))
     trace = student.trace("flash_forward_window", q, k, v, 9)
-    same(trace.result, attend(q, k, v, band(64, 64, True, 9)), torch.float32, "of a window")
-    at_most(trace.largest, 2.0 * 64 * 16, what="elements of the largest tensor")
+    same(trace.result, attend(q, k, v, band(64, 320, True, 9)), torch.float32, "of a window")
+    at_most(trace.largest, 2.0 * 320 * 16, what="elements of the largest tensor")
     by_kernels(trace, 1, "flash_forward_window")
+    at_most(trace.multiplications, 2.2 * 2 * 64 * 48 * 16, what="multiplications, for 48 keys that a block may see")
 
 
 # flash_backward
@@ -454,21 +457,21 @@ def gradients(q, k, v, d_out, mask, scale=None):
 
 @hidden("flash_backward", weight=3, hint="Recompute weights from lse; then d_scores = weights · (d_out vᵀ − delta).")
 def test_backward_is_autograd(student, rng):
-    """d_q, d_k and d_v of full attention with two heads, for lengths that no tile divides."""
-    backward(rng, student, int(rng.integers(34, 40)), int(rng.integers(49, 55)), False, "of attention", heads=2)
+    """d_q, d_k and d_v of full attention, for lengths that no tile divides."""
+    backward(rng, student, int(rng.integers(20, 25)), int(rng.integers(26, 31)), False, "of attention")
 
 
 @hidden("flash_backward", weight=2, hint="Seen from a key, the band is mirrored: which queries see it?")
 def test_causal_backward_is_autograd(student, rng):
-    """Causal, with fewer and with more queries than keys; queries that see nothing bring nothing."""
+    """Causal, with fewer and with more queries than keys, and two heads; queries that see nothing bring nothing."""
     backward(rng, student, int(rng.integers(20, 30)), 45, True, "of causal attention, fewer queries than keys")
-    backward(rng, student, 45, int(rng.integers(9, 15)), True, "of causal attention, more queries than keys")
+    backward(rng, student, 45, int(rng.integers(9, 15)), True, "of causal attention, more queries than keys", heads=2)
 
 
 @hidden("flash_backward", hint="Accumulate in float32 and round once, at the store.")
 def test_backward_in_half_precision(student, rng):
     """Float16 inputs give float16 gradients."""
-    backward(rng, student, 33, 34, True, "in float16", dtype=torch.float16, rtol=8e-3)
+    backward(rng, student, 33, 20, True, "in float16", dtype=torch.float16, rtol=8e-3)
 
 
 @hidden("flash_backward", kind="property", hint="Scores are scaled, so d_q and d_k carry the scale once; d_v does not.")
@@ -482,7 +485,7 @@ def test_backward_takes_a_scale(student, rng):
 )
 def test_backward_repeats_itself(student, rng):
     """A second call gives the same gradients bit for bit, and memory with gaps gives them too."""
-    arguments, found = backward(rng, student, 20, 33, True, "of causal attention", v_dim=16)
+    arguments, found = backward(rng, student, 20, 27, True, "of causal attention", v_dim=16)
     again = parts(student.flash_backward(*arguments), "d_q", "d_k", "d_v")
     for name, one, other in zip(("d_q", "d_k", "d_v"), again, found, strict=True):
         require(torch.equal(one, other), f"{name} is another one on a second call")
@@ -501,29 +504,32 @@ def test_backward_of_nothing(student, rng):
 @hidden("flash_backward", kind="cost", weight=2, hint="Both loops begin or end at an edge of `_visible`.")
 def test_causal_backward_skips_tiles(student, rng):
     """Tiles that see nothing of each other are not visited: NaN in them never reaches the gradients."""
-    q, k, v, d_out = draw(rng, *[(1, 160, 16)] * 4)
-    mask = band(160, 160, True)
+    q, k, v, d_out = draw(rng, (1, 134, 16), (1, 70, 16), (1, 70, 16), (1, 134, 16))
+    mask = band(134, 70, True)
     out, lse = attend(q, k, v, mask)
     expected = gradients(q, k, v, d_out, mask)
-    d_out[:, :64], v[:, 128:] = math.nan, math.nan
+    # Query i stands at i − 64: the first 64 are seen by no key, and the next 64 do not see the last keys.
+    d_out[:, :64], v[:, 64:] = math.nan, math.nan
     found = parts(student.flash_backward(q, k, v, out.float(), lse.float(), d_out, True), "d_q", "d_k", "d_v")
-    rows = slice(64, 128)
-    for name, one, other in zip(("d_q", "d_k", "d_v"), found, expected, strict=True):
-        require(isinstance(one, torch.Tensor) and one.shape == q.shape, f"{name} has the wrong shape")
+    kept = slice(64, 128), slice(0, 64), slice(0, 64)
+    for name, one, other, rows in zip(("d_q", "d_k", "d_v"), found, expected, kept, strict=True):
+        require(isinstance(one, torch.Tensor) and one.shape == other.shape, f"{name} has the wrong shape")
         close(one[:, rows], other[:, rows].float(), what=f"{name}, with NaN in tiles that must not be visited")
 
 
-@hidden("flash_backward", kind="cost", hint="Weights live for one tile, in each of the kernels.")
+@hidden("flash_backward", kind="cost", hint="Weights live for one tile, and no kernel visits what is not seen.")
 def test_backward_never_holds_the_weights(student, rng):
-    """At most four launches, no product in torch, and nothing of the size of the score matrix."""
-    q, k, v, d_out = draw(rng, *[(1, 64, 16)] * 4)
-    mask = band(64, 64)
+    """Four launches at most, no product in torch, nothing as large as the scores, no work for tiles in the future."""
+    q, k, v, d_out = draw(rng, (1, 512, 16), (1, 64, 16), (1, 64, 16), (1, 512, 16))
+    mask = band(512, 64, True)
     out, lse = attend(q, k, v, mask)
-    trace = student.trace("flash_backward", q, k, v, out.float(), lse.float(), d_out)
+    trace = student.trace("flash_backward", q, k, v, out.float(), lse.float(), d_out, True)
     expected = tuple(x.float() for x in gradients(q, k, v, d_out, mask))
     close(parts(trace.result, "d_q", "d_k", "d_v"), expected, what="gradients")
-    at_most(trace.largest, 2.0 * 64 * 16, what="elements of the largest tensor")
+    at_most(trace.largest, 2.0 * 512 * 16, what="elements of the largest tensor")
     by_kernels(trace, 4, "flash_backward")
+    # The last two blocks of 32 queries see 32 and 64 keys: four products for the keys' side, three for the queries'.
+    at_most(trace.multiplications, 2.2 * 7 * 32 * (32 + 64) * 16, what="multiplications")
 
 
 # flash_decode
@@ -534,9 +540,9 @@ def test_backward_never_holds_the_weights(student, rng):
 )
 def test_decode_is_attention(student, rng):
     """One query a head against a long cache, for one, several and more splits than parts."""
-    kv_seq = int(rng.integers(70, 79))
+    kv_seq = int(rng.integers(36, 47))
     q, k, v = draw(rng, (6, 1, 32), (2, kv_seq, 32), (2, kv_seq, 20))
-    for splits in (1, 3, 50):
+    for splits in (1, 2, 50):
         found = student.flash_decode(q * 2, k, v, splits)
         same(found, grouped(q * 2, k, v, False), torch.float32, f"of {splits} splits")
 
@@ -544,7 +550,7 @@ def test_decode_is_attention(student, rng):
 @hidden("flash_decode", hint="Without `splits` the function chooses; the result is the same.")
 def test_decode_chooses_splits(student, rng):
     """Without splits, with leading axes and as many key heads as heads."""
-    q, k, v = draw(rng, (2, 2, 1, 16), (2, 2, 37, 16), (2, 2, 37, 16))
+    q, k, v = draw(rng, (2, 2, 1, 16), (2, 2, 21, 16), (2, 2, 21, 16))
     same(student.flash_decode(q, k, v), grouped(q, k, v, False), torch.float32, "of a batch")
 
 
@@ -581,21 +587,21 @@ def test_decode_of_a_short_cache(student, rng):
 @hidden("flash_decode", kind="cost", weight=2, hint="The heads of a group are the rows of one tile of queries.")
 def test_decode_reads_the_cache_once(student, rng):
     """Two launches, each key read once for its whole group, nothing repeated in memory, and no merging in torch."""
-    q, k, v = draw(rng, (8, 1, 16), (1, 128, 16), (1, 128, 16))
-    trace = student.trace("flash_decode", q, k, v, 4)
+    q, k, v = draw(rng, (8, 1, 16), (1, 64, 16), (1, 64, 16))
+    trace = student.trace("flash_decode", q, k, v, 2)
     same(trace.result, grouped(q, k, v, False), torch.float32, "of 8 heads over 1")
     by_kernels(trace, 2, "flash_decode")
-    at_most(trace.multiplications, 2.2 * 2 * 16 * 128 * 16, what="multiplications, for 16 rows a tile")
-    at_most(trace.largest, 2.5 * 128 * 16, what="elements of the largest tensor")
+    at_most(trace.multiplications, 2.2 * 2 * 16 * 64 * 16, what="multiplications, for 16 rows a tile")
+    at_most(trace.largest, 2.5 * 64 * 16, what="elements of the largest tensor")
 
 
 @hidden("flash_decode", kind="cost", hint="What is not split does not run side by side: a program for each part.")
 def test_decode_splits_the_cache(student, rng):
     """As many programs as splits share the cache of one group."""
-    q, k, v = draw(rng, (2, 1, 16), (1, 96, 16), (1, 96, 16))
-    trace = student.trace("flash_decode", q, k, v, 6)
-    same(trace.result, grouped(q, k, v, False), torch.float32, "of 6 splits")
-    require(trace.programs > 6, "flash_decode: there are fewer programs than parts, so they do not run side by side")
+    q, k, v = draw(rng, (2, 1, 16), (1, 64, 16), (1, 64, 16))
+    trace = student.trace("flash_decode", q, k, v, 4)
+    same(trace.result, grouped(q, k, v, False), torch.float32, "of 4 splits")
+    require(trace.programs > 4, "flash_decode: there are fewer programs than parts, so they do not run side by side")
 
 
 # linear_attention_chunk_kernel
@@ -616,7 +622,7 @@ def features(rng, *shapes, dtype=torch.float32):
 @hidden("linear_attention_chunk_kernel", weight=3, hint="Inside a chunk: masked scores. Before it: the state.")
 def test_chunks_make_linear_attention(student, rng):
     """The quadratic form, for a length that no chunk divides, two heads and a v_dim of its own."""
-    seq = int(rng.integers(49, 61))
+    seq = int(rng.integers(35, 46))
     q, k, v = features(rng, (2, seq, 24), (2, seq, 24), (2, seq, 72))
     found = student.linear_attention_chunk_kernel(q, k, v, 16)
     close(found, linear(q, k, v).float(), what="output with chunks of 16")
@@ -692,9 +698,9 @@ def some_layout(rng, rows, columns):
 @hidden("block_sparse_kernel", weight=3, hint="Which block of keys is the n-th in the list of your row?")
 def test_listed_blocks_attend(student, rng):
     """Attention under the layout, with an empty row, for lengths that no block divides."""
-    q_seq, kv_seq = int(rng.integers(65, 79)), int(rng.integers(51, 62))
+    q_seq, kv_seq = int(rng.integers(50, 63)), int(rng.integers(35, 46))
     q, k, v = draw(rng, (2, q_seq, 24), (2, kv_seq, 24), (2, kv_seq, 40))
-    layout = some_layout(rng, 5, 4)
+    layout = some_layout(rng, 4, 3)
     expected = attend(q * 2, k, v, spread(layout, 16, q_seq, kv_seq))[0]
     close(student.block_sparse_kernel(q * 2, k, v, layout, 16), expected.float(), what="output under a layout")
 
@@ -721,6 +727,7 @@ def test_block_sparse_in_half_precision(student, rng):
 def test_block_sparse_large_scores(student, rng):
     """Large scores and a given scale keep the result."""
     q, k, v = draw(rng, *[(1, 40, 16)] * 3)
+    k[:, 1::2] = k[:, ::2] + 0.01 * k[:, 1::2]  # two keys share each query, by shares that hang on the scale
     layout = torch.tensor([[True, False, True], [False, True, False], [True, True, True]])
     expected = attend(q * 100, k, v, spread(layout, 16, 40, 40), 0.4)[0].float()
     found = student.block_sparse_kernel(q * 100, k, v, layout, 16, 0.4)
@@ -758,13 +765,13 @@ def test_unlisted_blocks_are_not_visited(student, rng):
 @hidden("block_sparse_kernel", kind="cost", hint="One launch; work in proportion to the listed blocks.")
 def test_block_sparse_work_follows_the_layout(student, rng):
     """One launch, no product in torch, no mask in memory, and work in proportion to the listed blocks."""
-    q, k, v = draw(rng, *[(1, 96, 16)] * 3)
-    layout = torch.eye(6, dtype=torch.bool)
+    q, k, v = draw(rng, *[(1, 80, 16)] * 3)
+    layout = torch.eye(5, dtype=torch.bool)
     trace = student.trace("block_sparse_kernel", q, k, v, layout, 16)
-    close(trace.result, attend(q, k, v, spread(layout, 16, 96, 96))[0].float(), what="output of a diagonal layout")
+    close(trace.result, attend(q, k, v, spread(layout, 16, 80, 80))[0].float(), what="output of a diagonal layout")
     by_kernels(trace, 1, "block_sparse_kernel")
-    at_most(trace.largest, 2.5 * 96 * 16, what="elements of the largest tensor")
-    at_most(trace.multiplications, 2.2 * 2 * 6 * 16 * 16 * 16, what="multiplications")
+    at_most(trace.largest, 2.5 * 80 * 16, what="elements of the largest tensor")
+    at_most(trace.multiplications, 2.2 * 2 * 5 * 16 * 16 * 16, what="multiplications")
 
 
 # autotune_space
