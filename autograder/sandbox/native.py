@@ -34,13 +34,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from autograder.sandbox.native_worker import LOWERED, chain, digest
+from autograder.sandbox.native_worker import COLUMNS, chain, digest
 from autograder.sandbox.protocol import Closed, ProtocolError, decode, encode, receive, send
 
 VARIABLE = "ATTN_NATIVE"
 STARTING, ANSWERING = 120.0, 60.0  # seconds; the first launch of a kernel compiles and tunes it
 ROUNDS, SHORT, LONG = 3, 2, 12
-LIMIT = 1e-2  # relative to the size of a row: float16, twelve times over
+LIMIT = 2e-2  # relative to the size of a row: float16, twelve times over
 DIM = 64
 
 
@@ -59,7 +59,7 @@ def _vector(seq: int) -> list[Any]:
 
 def _rows(seq: int) -> list[Any]:
     x = torch.randn(2, seq, seq)
-    x[1, :, :LOWERED] = 3 * x[1, :, :LOWERED] + 10  # here the columns that change have most of the weight
+    x[1, :, :COLUMNS] = 2 * x[1, :, :COLUMNS] + 6  # half of the rows have their weight where columns change
     return [x.half()]
 
 
@@ -273,7 +273,7 @@ class Case:
 
 CASES = {
     "vector_scale": Case(_vector, lambda x, factor: [(x.float() * factor).half()], "PyTorch's product"),
-    "row_softmax": Case(_rows, lambda x: [x.float().softmax(-1).half()], "PyTorch's softmax", "lower"),
+    "row_softmax": Case(_rows, lambda x: [x.float().softmax(-1).half()], "PyTorch's softmax", "exchange"),
     "scores_kernel": Case(
         _square, lambda q, k: [(q.float() @ k.float().mT * q.shape[-1] ** -0.5).half()], "PyTorch's batched product"
     ),
@@ -442,9 +442,9 @@ def milliseconds(source: str, name: str, device: str, seq: int, *, partial: bool
 
 
 def difference(output: torch.Tensor, right: torch.Tensor) -> float:
-    """The largest relative difference: of an lse (float32) by itself, else of a row, by its size and the usual one."""
+    """The largest difference: of an lse (float32) as it is, else of a row, relative to its size and the usual one."""
     if right.dtype == torch.float32:
-        return ((output - right).abs() / (1 + right.abs())).max().item()
+        return (output - right).abs().max().item()
     size = right.float().norm(dim=-1)
     usual = size.square().mean(-1, keepdim=True).sqrt()
     return ((output.float() - right.float()).norm(dim=-1) / (size + usual)).max().item()
