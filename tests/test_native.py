@@ -53,6 +53,11 @@ WRONG = {
     "raises": ("def flash_forward(*a):\n    raise ValueError\n", "its process ended"),
     "does not load": ("raise ValueError\n", "its process ended"),
     "ends its process": ("import os\ndef flash_forward(*a):\n    os._exit(0)\n", "its process ended"),
+    "ends between two requests": (
+        "import os, threading\n" + HONEST + "exact = flash_forward\ndef flash_forward(*inputs):\n"
+        "    threading.Timer(0.01, os._exit, [0]).start()\n    return exact(*inputs)\n",
+        "its process ended",
+    ),
     "returns no tensor": ("def flash_forward(*a):\n    return 3\n", "something else than tensors"),
 }  # fmt: skip
 
@@ -184,7 +189,7 @@ def test_a_late_output_is_found_out(monkeypatch):
 
 
 def test_who_does_not_answer_is_ended(monkeypatch):
-    monkeypatch.setattr(native, "ANSWERING", 0.5)
+    monkeypatch.setattr(native, "TUNING", 0.5)
     said = native.found(["import time\ndef flash_forward(*a):\n    time.sleep(60)\n"], "flash_forward", "cpu", SEQ)
     assert "no answer came" in said
 
