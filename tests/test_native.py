@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from autograder import course
-from autograder.sandbox import native
+from autograder.sandbox import native, native_cases
 from autograder.sandbox.native_worker import chain, digest
 
 SEQ = 48
-NAMES = list(native.CASES)
+NAMES = list(native_cases.CASES)
 HONEST = """
 import torch
 def flash_forward(q, k, v, causal):
@@ -82,7 +82,7 @@ def test_an_honest_submission_is_right_and_timed():
 @pytest.fixture(scope="module")
 def baselines():
     space = {}
-    exec(native.BASELINES, space)
+    exec(native_cases.BASELINES, space)
     return space
 
 
@@ -110,7 +110,7 @@ def _noisy(function):
 def test_a_chain_forgives_rounding_and_nothing_else(name):
     """Neither does it make errors larger, nor does it come to rest, where a call more or less would be all the same."""
     torch.manual_seed(0)
-    case = native.CASES[name]
+    case = native_cases.CASES[name]
     inputs = case.inputs(SEQ)
     ends = {times: case.expected(inputs, times) for times in (1, 2, 3, 11, 12)}
     assert all(x.isfinite().all() for end in ends.values() for x in end)
@@ -118,16 +118,16 @@ def test_a_chain_forgives_rounding_and_nothing_else(name):
         found = chain(_noisy(case.exact), case.rule, _moved(inputs, "cpu"), times)
         case.require(found, ends[times], times)
         for one, other in zip(case.end(found), case.end(ends[times]), strict=True):
-            assert native.difference(one, other) < native.LIMIT / 2, "float16 comes too near to the limit"
+            assert native_cases.difference(one, other) < native_cases.LIMIT / 2, "float16 comes too near to the limit"
     for one, other in ((1, 2), (2, 3), (11, 12)):
-        gap = native.difference(case.end(ends[one])[0], case.end(ends[other])[0])
-        assert gap > 3 * native.LIMIT, f"{one} or {other} calls: only {gap:.2g} apart"
+        gap = native_cases.difference(case.end(ends[one])[0], case.end(ends[other])[0])
+        assert gap > 3 * native_cases.LIMIT, f"{one} or {other} calls: only {gap:.2g} apart"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_baselines_are_right(name, baselines):
     torch.manual_seed(0)
-    case = native.CASES[name]
+    case = native_cases.CASES[name]
     inputs = case.inputs(SEQ)
     for times in (1, 4):
         found = chain(baselines[name], case.rule, _moved(inputs, "cpu"), times)
@@ -138,7 +138,7 @@ def test_the_baselines_are_right(name, baselines):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton was imported to compile")
 def test_the_references_are_right(name, reference):
     torch.manual_seed(0)
-    case = native.CASES[name]
+    case = native_cases.CASES[name]
     inputs = case.inputs(SEQ)
     found = chain(getattr(reference, name), case.rule, _moved(inputs, "cpu"), 2)
     case.require(found, case.expected(inputs, 2), 2)
@@ -147,7 +147,7 @@ def test_the_references_are_right(name, reference):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_stays_on_the_cpu(name, baselines):
     """Tensors that nobody moves: on `meta` as on a GPU, they cannot meet those that lie there."""
-    case = native.CASES[name]
+    case = native_cases.CASES[name]
     for function in (case.exact, baselines[name]):
         outputs = chain(function, case.rule, _moved(case.inputs(SEQ), "meta"), 2)
         assert all(x.device.type == "meta" for x in outputs)
@@ -178,7 +178,7 @@ def test_others_are_found_out(how):
 @pytest.mark.parametrize("name", ["row_softmax", "flash_backward"])
 def test_other_rules_find_them_out_too(name, cheat):
     """What a call feeds to the next is an exchange of weights, or a gradient."""
-    said = native.found([native.BASELINES + cheat.format(name=name)], name, "cpu", SEQ)
+    said = native.found([native_cases.BASELINES + cheat.format(name=name)], name, "cpu", SEQ)
     assert said.startswith(f"not right, after {12 if cheat is LEFT_OUT else 2} calls its output is off by"), said
 
 
