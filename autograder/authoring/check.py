@@ -130,8 +130,8 @@ def check(
     done: dict[str, ExerciseCheck] = {}
     with _pool(workers) as pool:
         whole = [pool.submit(notebook_problems, slug) for slug in slugs]
-        # The dearest come first, kernels and late chapters, so that no worker stands idle while another is busy with one.
-        ordered = sorted(reversed(exercises), key=lambda e: not _has_kernels(e))
+        # The dearest, kernels and late chapters, come first: else a worker stands idle while another is busy with one.
+        ordered = sorted(exercises, key=_has_kernels)[::-1]
         jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds)): e for e in ordered}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
