@@ -540,10 +540,10 @@ def test_backward_memory_is_one_tile(student, rng):
 
 
 def some_gradients(rng, found, q, k, v, d_out, causal=False):
-    """Fail unless a few rows of dq are right."""
+    """Fail unless a few rows of dq are right, first some early ones, in which each key has a large share."""
     require(isinstance(found, (tuple, list)) and len(found) >= 3, "the result should be a tuple: dq, dk, dv.")
     require(isinstance(found[0], torch.Tensor) and found[0].shape == q.shape, "dq should have the shape of q.")
-    for row in rng.choice(len(q), size=4, replace=False):
+    for row in (*rng.choice(16, size=2, replace=False), *rng.choice(len(q), size=2, replace=False)):
         end = row + 1 + len(k) - len(q) if causal else len(k)
         own = q[row : row + 1], k[:end], v[:end]
         want = gradients(own, d_out[row : row + 1], lambda *x: dense(*x)[0])[0][0]

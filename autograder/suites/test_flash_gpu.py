@@ -251,6 +251,7 @@ def test_forward_in_half_precision(student, rng):
 def test_forward_survives_large_scores(student, rng):
     """Scores in the hundreds, the largest in the last tile, neither overflow nor lose the result."""
     q, k, v = draw(rng, (1, 20, 16), (1, 50, 16), (1, 50, 16))
+    k[:, 1::2] = k[:, ::2] + 0.01 * k[:, 1::2]  # two keys share each query, by shares that hang on the scale
     k[:, 40:] *= 3
     expected = attend(q * 100, k, v, band(20, 50))
     same(student.flash_forward(q * 100, k, v), expected, torch.float32, "of large scores", rtol=1e-3)

@@ -217,8 +217,8 @@ def test_learned_positions_start_small(student, rng):
         shapes == {"table.weight": (400, 64)}, "The only parameter should be table.weight of shape (max_seq, d_model)."
     )
     weight = state["table.weight"].double()
-    at_most(abs(weight.mean().item()), 0.002, what="size of the mean of a fresh table")
     at_most(abs(weight.std().item() / 0.02 - 1), 0.05, what="how far the standard deviation is from 0.02, relatively")
+    at_most(abs(weight.mean().item()), 0.002, what="size of the mean of a fresh table")
 
 
 @hidden("LearnedPositions", kind="gradient", weight=1, hint="Each row learns from all examples; unused rows do not.")
