@@ -605,7 +605,8 @@ def test_rows_are_orthogonal_in_blocks(student, rng):
     """Rows of one block of head_dim are orthogonal, in whole and in incomplete blocks; none is 0."""
     for head_dim, features in ((6, 18), (5, 13), (7, 3), (8, 8)):
         rows = directions(student, rng, head_dim, features)
-        at_least(float(rows.norm(dim=-1).min()), 1e-3, what="length of the shortest row")
+        # Far below any length that is drawn: a row may be short, and only 0 has no direction.
+        at_least(float(rows.norm(dim=-1).min()), 1e-7, what="length of the shortest row")
         for block in rows.split(head_dim):
             off = cosines(block) - torch.eye(len(block), dtype=DOUBLE)
             at_most(float(off.abs().max()), 2e-5, what="largest cosine between two rows of a block")
@@ -1325,8 +1326,8 @@ def chunks_hold_little(student, rng, name, draw_inputs):
     traces = [traced(seq, 64) for seq in LENGTHS]
     grows_linearly([trace.flops for trace in traces], LENGTHS, "multiplications")
     grows_linearly([trace.largest for trace in traces], LENGTHS, "elements of the largest tensor")
-    trace = traced(1024, 128)
-    at_most(trace.largest, 2 * 1024 * 128 * 2, what="elements of the largest tensor at 1,024 tokens")
+    trace = traced(1024, 64)
+    at_most(trace.largest, 2 * 1024 * 64 * 2, what="elements of the largest tensor at 1,024 tokens")
     at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory at 1,024 tokens, in bytes")
 
 
