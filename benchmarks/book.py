@@ -57,7 +57,7 @@ def pages(html, names):
         for name in names:
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             answers = []
-            page.on("response", answers.append)
+            page.on("response", lambda answer, answers=answers: answers.append(answer))
             page.goto(f"{address}{name}.html", wait_until="networkidle")
             sizes = {answer.url: len(answer.body()) for answer in answers}
             painted = page.evaluate(PAINTED)
