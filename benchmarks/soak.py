@@ -45,7 +45,11 @@ def check(folder, slug):
     def figures():
         found = json.loads(file.read_text())
         problems = found["problems"] + [problem for each in found["exercises"] for problem in each["problems"]]
-        return {key: found[key] for key in ("caught", "total", "seeds")} | {"problems": problems}
+        fewest = min(each["seeds"] for each in found["exercises"])
+        return {key: found[key] for key in ("caught", "total", "seeds")} | {
+            "fewest_seeds": fewest,
+            "problems": problems,
+        }
 
     return command, {}, figures
 

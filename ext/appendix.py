@@ -436,7 +436,10 @@ class GraderReport(Page):
             "right accepted",
             "problems",
         ]
-        seeds = f", each over {content['seeds']} sets of hidden numbers" if "seeds" in content else ""
+        seeds = ""
+        if "seeds" in content:
+            fewest = min(exercise.get("seeds", content["seeds"]) for exercise in content["exercises"])
+            seeds = f", each over {_sets(content['seeds'], fewest)} of hidden numbers"
         summary = nodes.paragraph()
         summary += nodes.strong("", f"{_share(content['caught'], content['total'])} mistakes are caught and named")
         summary += nodes.Text(f"{seeds}.")
@@ -514,7 +517,8 @@ def _came_to(part: str, found: dict[str, Any]) -> str:
     """What one of the long tests came to, in words."""
     if part.startswith("check_"):
         slug, caught = part.removeprefix("check_"), _of(found["caught"], found["total"])
-        return f"`{slug}`: {caught} mistakes caught and named, over {found['seeds']} sets of numbers"
+        sets = _sets(found["seeds"], found.get("fewest_seeds", found["seeds"]))
+        return f"`{slug}`: {caught} mistakes caught and named, over {sets} of numbers"
     if part == "scale":
         return "; ".join(f"{each['students']} students: {each['peak_mib']:.0f} MiB" for each in found["classes"])
     return f"{found['kills']} kills" if part == "kills" else f"{found['cases']} notebooks"
@@ -538,12 +542,16 @@ class SoakReport(Page):
             ]
             for part, found in record.items()
         ]
+        chapters = [chapter.slug for chapter in data.chapters(self.root) if self.written(chapter.slug)]
+        lacking = [f"`{slug}`" for slug in chapters if f"check_{slug}" not in record]
         machines = dict.fromkeys(
             f"{found['provenance']['machine']}, Python {found['provenance']['versions']['python']}"
             for found in record.values()
         )
         where = nodes.paragraph()
         where += pages.inline(f"Run on {'; '.join(machines)}, with `make soak`.")
+        if lacking:
+            where += pages.inline(f" No whole run over many sets is recorded for {', '.join(lacking)}.")
         return [pages.table(["what", "how much", "outcome", "when"], rows), where]
 
 
@@ -553,6 +561,11 @@ def _note(words: str) -> nodes.note:
     note = nodes.note()
     note += paragraph
     return note
+
+
+def _sets(seeds: int, fewest: int) -> str:
+    """How many sets of numbers; kernels, which the interpreter runs slowly, meet fewer."""
+    return f"{seeds} sets" + (f" ({fewest} where there are kernels)" if fewest < seeds else "")
 
 
 def _of(part: int, whole: int) -> str:

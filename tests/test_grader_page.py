@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from autograder import course
-from ext import data
+from ext import course_ext, data
 
 CHECK = {
     "schema": 1,
@@ -20,6 +20,7 @@ CHECK = {
     "exercises": [
         {
             "id": "additive-softmax",
+            "seeds": 2,
             "alternatives": [{"name": "a", "outcome": "passed"}, {"name": "b", "outcome": "failed"}],
             "mistakes": [{"name": f"slip_{n}", "caught": n != 3, "named": n != 3} for n in range(4)],
             "problems": ["b is not accepted"],
@@ -100,7 +101,9 @@ def test_without_recorded_runs_the_page_says_so_and_lists_the_attacks(tmp_path):
 def test_every_figure_is_that_of_a_file(tmp_path):
     page = built(tmp_path, {"_build/check.json": CHECK, "benchmarks/results/grading.json": SPEED})
     words = " ".join(page.get_text(" ").split())
-    assert "3 of 4 (75 %) mistakes are caught and named , each over 5 sets of hidden numbers" in words
+    assert (
+        "3 of 4 (75 %) mistakes are caught and named , each over 5 sets (2 where there are kernels) of hidden" in words
+    )
     assert [cell.get_text(strip=True) for cell in page.select("td.aid-number")[1:4]] == ["3 of 4", "3 of 4", "1 of 2"]
     row = page.select_one('tr[data-chapter="additive"]')
     assert row.find_all("td")[-1].get_text(strip=True) == "slip_3"
@@ -127,3 +130,31 @@ def test_a_hundred_per_cent_means_all(tmp_path):
     almost = {**CHECK, "caught": 1399, "total": 1401}
     words = " ".join(built(tmp_path, {"_build/check.json": almost}).get_text(" ").split())
     assert "1399 of 1401 (99.8 %) mistakes" in words
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_page_that_waits_for_a_file_is_read_again_once_it_is_there(tmp_path):
+    shutil.copytree(course.CHAPTERS / "appendix" / "data", tmp_path / "chapters" / "appendix" / "data")
+    (tmp_path / "index.md").write_text("# Page\n\n```{soak-report}\n```\n")
+    (tmp_path / "_toc.yml").write_text("root: index\n")
+    settings = {"extensions": ["myst_parser", "ext.pages", "ext.appendix"], "exclude_patterns": ["chapters"]}
+
+    def read():
+        """What a build reads."""
+        seen = []
+        with patch_docutils(), docutils_namespace():
+            places = [str(tmp_path), None, str(tmp_path / "out"), str(tmp_path / "trees")]
+            app = Sphinx(*places, "html", settings, status=None, warningiserror=True)
+            app.connect("env-get-outdated", course_ext.freshen)
+            app.connect("env-before-read-docs", lambda app, env, docnames: seen.extend(docnames))
+            app.build()
+        return seen
+
+    assert read() == ["index"]
+    assert read() == []
+    record = tmp_path / "benchmarks" / "results" / "soak.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(SOAK))
+    assert read() == ["index"]
+    assert "50 kills" in (tmp_path / "out" / "index.html").read_text()
+    assert read() == []
