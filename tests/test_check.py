@@ -13,8 +13,8 @@ from autograder.authoring.check import check_exercise
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Eight exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
-DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless")
+# Nine exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
+DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless", "warmed")
 
 SOLUTION = '''
 def {name}(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -62,7 +62,7 @@ def test_{name}_doubles(student, rng):
     {value}
 
 
-@hidden("{name}", kind="edge", seconds={seconds})
+@hidden("{name}", kind="cost", seconds={seconds})
 def test_{name}_of_nothing(student, rng):
     """Gives nothing for nothing."""
     {edge}
@@ -102,6 +102,9 @@ def course_text():
             checks = f"{name}(np.ones(2))"
         if name == "endless":
             mistakes["never"] = "all(True for _ in iter(int, 1))"
+        if name == "warmed":
+            edge = f'at_most(student.trace("{name}", np.ones(5)).peak_bytes, 10**5, what="bytes")'
+            right = "x + x + np.zeros(FIRST.pop() if FIRST else 0).sum()"
         if name == "broken":
             right = "x + x + 1e-3"
         solutions.append(SOLUTION.format(name=name))
@@ -119,7 +122,8 @@ def course_text():
         "_toc.yml": "chapters/tiny/exercises.ipynb\n",
         "references.bib": "",
         "solutions/__init__.py": "",
-        "solutions/tiny.py": "import numpy as np\nfrom jaxtyping import Float\n\n" + "\n".join(solutions),
+        "solutions/tiny.py": "import numpy as np\nfrom jaxtyping import Float\n\nFIRST = [10**6]\n\n"
+        + "\n".join(solutions),
         "chapters/tiny/exercises.md": front + "\n".join(sheet),
         "autograder/suites/test_tiny.py": "import numpy as np\n\n"
         "from autograder.suites.kit import at_most, close, hidden, require\n" + "\n".join(suite),
@@ -208,9 +212,18 @@ def test_points_for_an_answer_that_knows_nothing_are_reported(judged):
 
 def test_too_little_margin_is_reported(judged):
     problems = judged[2]["narrow"]["problems"]
-    assert len(problems) == 4  # the reference and the alternative, at two seeds
+    assert len(problems) == 6  # the reference and the alternative, at two seeds and in a process of their own
     assert all("passes test_narrow_of_nothing by too little" in problem for problem in problems)
     assert "a measured number reaches 0.80 of its limit" in problems[0]
+
+
+def test_a_limit_that_only_a_second_call_keeps_is_reported(judged):
+    warmed = judged[2]["warmed"]
+    assert warmed["alternatives"] == [{"name": "warmed_by_sum", "outcome": "passed"}]
+    problems = [problem for problem in warmed["problems"] if "in a process that has done nothing before" in problem]
+    assert problems
+    assert all(problem.startswith("alternative warmed_by_sum ") for problem in problems)
+    assert warmed["problems"] == problems
 
 
 def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
@@ -223,7 +236,7 @@ def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
 def test_a_stale_notebook_and_too_few_mistakes_are_reported(judged):
     stale, few = judged[1]["problems"]
     assert stale == "tiny: chapters/tiny/exercises.ipynb is not what its sources make; run `attn build tiny`"
-    assert few.startswith("tiny: 5.4 named mistakes an exercise on average")
+    assert few.startswith("tiny: 5.3 named mistakes an exercise on average")
 
 
 def test_an_exercise_of_the_real_course_is_clean():

@@ -34,7 +34,7 @@ from autograder.sandbox.student import Direct, Module, Student
 SMALL = Limits(cpu_seconds=60, address_space=1 << 30, processes=16)
 
 CELLS = [
-    """import os, sys, time
+    """import mmap, os, sys, time
 import numpy as np
 import torch
 from torch import nn
@@ -132,6 +132,17 @@ def at_once(x):
 def allocate(count):
     large = np.ones(count)
     return float(large[-1])
+
+def read_library(size):
+    with open(torch.__path__[0] + "/lib/libtorch_cpu.so", "rb") as file:
+        pages = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+    kept.append(pages)
+    return sum(pages[:: mmap.PAGESIZE]) > 0
+
+def hide(size):
+    large = np.ones(size // 8)
+    del large
+    return read_library(size)
 
 def pairs(x):
     return (x[:, None] + x[None, :]).sum(), x.expand(1000, -1).shape[0]
@@ -356,6 +367,12 @@ def test_memory_is_also_read_from_outside(student):
     size = 96 * 2**20
     assert student.trace("allocate", size // 8).outside_bytes == pytest.approx(size, rel=0.1)
     assert student.trace("allocate", 8).outside_bytes < 8 * 2**20
+
+
+def test_libraries_count_for_nobodys_memory_and_hide_little_of_it(student):
+    size = 96 * 2**20
+    assert student.trace("read_library", 24 * 2**20).outside_bytes < 2 * 2**20
+    assert student.trace("hide", size).outside_bytes > size - 40 * 2**20
 
 
 def test_cpu_time_is_also_read_from_outside(either):

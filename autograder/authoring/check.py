@@ -254,13 +254,32 @@ def _right(exercise: Exercise, label: str, source: str, seeds: int, found: Exerc
                 outcome = verdict.outcome
                 detail = verdict.message or (repr(verdict.run.error) if verdict.run else "")
                 found.problems.append(f"{label} fails {verdict.test.name} at seed {seed}: {detail}")
-            for gauge in verdict.run.gauges if verdict.run and outcome == "passed" else ():
-                if gauge.ratio * MARGIN > 1:
-                    found.problems.append(
-                        f"{label} passes {verdict.test.name} by too little at seed {seed}: "
-                        f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
-                    )
+            if outcome == "passed":
+                found.problems += _narrow(label, verdict, f"at seed {seed}")
+    if outcome == "passed":
+        found.problems += _alone(exercise, label, cells)
     return outcome
+
+
+def _narrow(label: str, verdict: Verdict, where: str) -> Iterator[str]:
+    for gauge in verdict.run.gauges if verdict.run else ():
+        if gauge.ratio * MARGIN > 1:
+            yield (
+                f"{label} passes {verdict.test.name} by too little {where}: "
+                f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
+            )
+
+
+def _alone(exercise: Exercise, label: str, cells: Sequence[str]) -> Iterator[str]:
+    """What a right answer's first call costs: its process is a new one too after another exercise has ended it."""
+    hidden, where = suite(exercise.slug), "in a process that has done nothing before"
+    for test in hidden.tests.get(exercise.name, []):
+        if test.mark.kind == "cost":
+            with Session(cells) as session:
+                (verdict,) = run_tests(hidden, [test], session, _seeds(exercise.slug, 0))
+            if verdict.outcome != "passed":
+                yield f"{label} fails {test.name} {where}: {verdict.message}"
+            yield from _narrow(label, verdict, where)
 
 
 def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck) -> dict[str, Any]:
