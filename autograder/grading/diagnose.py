@@ -29,6 +29,7 @@ from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
 
 Entry = tuple[str, Any]
+_DULL = 10  # times as much must a test take that fails, before one that passes is worth more
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, np.dtype("float32"): 1e-4, np.dtype("float16"): 1e-2}
 
 
@@ -66,18 +67,14 @@ def _module_with(slug: str, answer: Answer) -> dict[str, Any]:
 def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callable[[str], int]) -> Answer | None:
     """The one named mistake that behaves as the submission did, or None."""
     ran = [verdict for verdict in verdicts if verdict.run is not None]
-    failing = [verdict for verdict in ran if verdict.outcome != "passed"]
-    if any(verdict.outcome in ("timeout", "memory") for verdict in failing):
+    if any(verdict.outcome in ("timeout", "memory") for verdict in ran):
         return None
     candidates = list(shelf(exercise.slug).mistakes.get(exercise.name, []))
-    # In any order the same mistakes are left; where a few calls can tell them apart, few are left for whole tests.
-    for verdict in sorted(failing, key=_effort):
+    # In any order the same mistakes are left; where cheap tests can tell them apart, few are left for the dear ones.
+    for verdict in sorted(ran, key=_effort):
         candidates = [answer for answer in candidates if _behaves_so(exercise, answer, verdict, seeds)]
         if not candidates:
             return None
-    for verdict in ran:
-        if verdict.outcome == "passed" and len(candidates) >= 1:
-            candidates = [answer for answer in candidates if _behaves_so(exercise, answer, verdict, seeds)]
     return candidates[0] if len(candidates) == 1 else None
 
 
@@ -103,9 +100,12 @@ class _Following(list[Entry]):
         super().append(entry)
 
 
-def _effort(verdict: Verdict) -> tuple[bool, int]:
-    """How much it takes to replay a test: whole tests last, then by the number of calls."""
-    return verdict.journal.exchanges is None, len(verdict.journal.entries)
+def _effort(verdict: Verdict) -> tuple[bool, float]:
+    """How much it takes to tell mistakes apart by a test: whole tests last, then by the time that its calls took.
+
+    Most mistakes answer a test rightly that the submission has passed.
+    """
+    return verdict.journal.exchanges is None, verdict.seconds * (_DULL if verdict.outcome == "passed" else 1)
 
 
 def _behaves_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:

@@ -178,10 +178,10 @@ def run_tests(hidden: Suite, tests: Sequence[HiddenTest], session: Session, seed
             continue
         session.allow(test.mark.seconds)
         seed = seeds(test.name)
-        student = Student(session, own_seed(seed))
+        student, before = Student(session, own_seed(seed)), session.cpu_seconds
         run = hidden.run(test, student, np.random.default_rng(seed))
         outcome, message = outcome_of(run)
-        verdicts.append(Verdict(test, outcome, message, run, student.journal))
+        verdicts.append(Verdict(test, outcome, message, run, student.journal, session.cpu_seconds - before))
         if outcome == "timeout":
             ended = ("timeout", "not run, because an earlier test of this exercise reached its time limit")
         elif outcome != "passed" and not session.alive:

@@ -58,6 +58,8 @@ class Verdict:
     message: str
     run: Run | None
     journal: Journal
+    seconds: float = 0.0
+    """CPU time of the submission in it."""
 
 
 class _Faults:
