@@ -12,7 +12,6 @@ import select
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
@@ -82,20 +81,12 @@ def growth(pid: int, birth: int) -> int:
     return sum(max(address_space(one) - birth, 0) for one in tree(pid))
 
 
-class Resident(NamedTuple):
-    """Resident memory of a process in bytes: its ``peak`` since the last ``forget_peak``, and what of its present size
-    are pages of ``files``, libraries above all."""
-
-    peak: int
-    files: int
-
-
-def resident(pid: int) -> Resident | None:
-    """How much memory a process holds; None where the kernel does not say."""
+def peak_memory(pid: int) -> int | None:
+    """Highest resident memory since the last ``forget_peak``; None where the kernel shows none."""
     with contextlib.suppress(OSError):
-        status = dict(line.split(":", 1) for line in _read(f"/proc/{pid}/status").splitlines())
-        with contextlib.suppress(KeyError):
-            return Resident(*(int(status[name].split()[0]) * 1024 for name in ("VmHWM", "RssFile")))
+        for line in _read(f"/proc/{pid}/status").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return None
 
 

@@ -31,9 +31,6 @@ DEAF_SECONDS = 60.0  # for a process to take what it is sent
 WALL_FACTOR, WALL_GRACE = 6.0, 20.0  # code that sleeps uses no CPU time; a loaded machine must not change a grade
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
-# Bytes of libraries that a fresh process maps when it first computes (up to 30 MiB measured): not memory that an answer
-# asked for. Bounded, because a submission may map files on purpose to look smaller.
-FIRST_USE = 32 << 20
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
 
 
@@ -107,14 +104,13 @@ class Session:
         assert self._child is not None
         worker = self._child.pid
         outside.forget_peak(worker)
-        before, seconds = outside.resident(worker), self.cpu_seconds
+        memory, seconds = outside.peak_memory(worker), self.cpu_seconds
         reply = self._exchange(message)
-        after = outside.resident(worker)
-        if before is None or after is None:  # a process without a first thread shows no peak
+        peak = outside.peak_memory(worker)
+        if memory is None or peak is None:  # a process without a first thread shows no peak
             self._end(kill=True)
             raise Crashed("its process hid how much memory it uses")
-        libraries = min(after.files - before.files, FIRST_USE)
-        return reply, Reading(after.peak - before.peak - libraries, self.cpu_seconds - seconds)
+        return reply, Reading(peak - memory, self.cpu_seconds - seconds)
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None

@@ -27,9 +27,8 @@ KEPT = 2**20  # bytes of arrays in the exchanges that a journal keeps
 
 @dataclass(frozen=True)
 class Reading:
-    """What a call has cost, read from outside: growth of the process's peak memory without the libraries that it first
-    uses (None where there is no process of its own), and CPU seconds of all its threads, arguments and result included.
-    """
+    """What a call has cost, read from outside: growth of the process's peak memory (None where there is no process of
+    its own), and CPU seconds of all its threads, arguments and result included."""
 
     bytes: int | None
     seconds: float

@@ -177,12 +177,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peak_memory() -> int:
     outside.forget_peak(os.getpid())
-    return peak_now()
-
-
-def peak_now() -> int:
-    resident = outside.resident(os.getpid())
-    return resident.peak if resident else 0
+    return outside.peak_memory(os.getpid()) or 0
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.theme}: {attack.name}")
@@ -195,7 +190,7 @@ def test_attack(attack: Attack, watch: Watch) -> None:
     except Hung as hung:
         suite.cache_clear()  # a suite that was interrupted cannot go on
         pytest.fail(str(hung))
-    grown = peak_now() - before
+    grown = (outside.peak_memory(os.getpid()) or 0) - before
     watch.after_one()
     assert (result.status, result.outcome) == ("graded", attack.overall), result.message
     found = {exercise.id.removeprefix(f"{attack.slug}-"): exercise for exercise in result.exercises}
@@ -234,7 +229,7 @@ def test_archive(hostile: Archive, watch: Watch, tmp_path: Path) -> None:
                 continue  # damaged: said when it is read
         assert collected.problems or len(found) > 1 or not hostile.said
         assert all(str(problem).isprintable() for problem in collected.problems)
-    assert peak_now() - before < 300 << 20
+    assert (outside.peak_memory(os.getpid()) or 0) - before < 300 << 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["class.zip"]
 
 
