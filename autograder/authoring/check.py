@@ -30,6 +30,7 @@ from autograder.sandbox.session import Session
 
 MARGIN = 2.0
 KERNEL_SHARE = 0.4  # of the seeds, for exercises with Triton kernels: the interpreter takes milliseconds for every tile
+TOGETHER = 5  # seeds judged in one process: its CPU time is limited to what one submission may use
 MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
 
 # Answers that know nothing. Each keeps the reference's call: shapes and dtypes are right, only the values are not.
@@ -226,10 +227,16 @@ def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
 
 def _judged(exercise: Exercise, cells: Sequence[str], seeds: int) -> Iterator[ExerciseResult]:
     settle(exercise.slug)
-    with Session(cells) as session:
-        for seed in range(seeds):
-            sweep()
-            yield judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
+    for seed, session in _sessions(cells, seeds):
+        yield judge_exercises(session, cells, [exercise], _seeds(exercise.slug, seed))[0]
+
+
+def _sessions(cells: Sequence[str], seeds: int) -> Iterator[tuple[int, Session]]:
+    for first in range(0, seeds, TOGETHER):
+        with Session(cells) as session:
+            for seed in range(first, min(first + TOGETHER, seeds)):
+                sweep()
+                yield seed, session
 
 
 def _seeds(slug: str, seed: int) -> Callable[[str], int]:
@@ -314,15 +321,13 @@ def _runs(
     """One answer judged as a student's is, seed by seed, with what each test saw."""
     hidden = suite(exercise.slug)
     settle(exercise.slug)
-    with Session(cells) as session:
-        if (ruled_out := forbidden_result(exercise, cells, session)) is not None:
+    for seed, session in _sessions(cells, seeds):
+        if seed == 0 and (ruled_out := forbidden_result(exercise, cells, session)) is not None:
             yield 0, (), ruled_out
             return
-        for seed in range(seeds):
-            sweep()
-            numbers = _seeds(exercise.slug, seed)
-            verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, numbers)
-            yield seed, verdicts, score(exercise, verdicts, numbers, session, cells, [])
+        numbers = _seeds(exercise.slug, seed)
+        verdicts = run_tests(hidden, hidden.tests.get(exercise.name, []), session, numbers)
+        yield seed, verdicts, score(exercise, verdicts, numbers, session, cells, [])
 
 
 def _stub(exercise: Exercise, found: ExerciseCheck) -> str:
