@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autograder.authoring.check import check_exercise
+from autograder.authoring.check import _sessions, check_exercise
+from autograder.sandbox.student import Student
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -245,3 +246,9 @@ def test_an_exercise_of_the_real_course_is_clean():
     assert found.reference == "passed"
     assert len(found.mistakes) >= 5
     assert all(mistake["caught"] and mistake["named"] for mistake in found.mistakes)
+
+
+def test_a_process_judges_few_sets_of_numbers():
+    """All seeds of an answer together would use up the CPU time that one submission has."""
+    cells = ["calls = []\n\ndef count():\n    calls.append(0)\n    return len(calls)\n"]
+    assert [Student(session, 0).count() for _, session in _sessions(cells, 7)] == [1, 2, 3, 4, 5, 1, 2]
