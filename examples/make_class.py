@@ -1242,7 +1242,7 @@ CLASS = (
             split_kv_decode="raw_exponentials",
             mixed_precision_attention="no_maximum_taken_off",
         ).bytes(),
-        44.2727,
+        44.6061,
         {
             "merge_partials": failed(2.6667, "raw_exponentials"),
             "chunked_lazy_attention": failed(4.6667, "no_maximum"),
