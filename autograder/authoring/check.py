@@ -232,6 +232,7 @@ def _judged(exercise: Exercise, cells: Sequence[str], seeds: int) -> Iterator[Ex
 
 
 def _sessions(cells: Sequence[str], seeds: int) -> Iterator[tuple[int, Session]]:
+    """Each seed with a process in which the cells ran; a few seeds share one."""
     for first in range(0, seeds, TOGETHER):
         with Session(cells) as session:
             for seed in range(first, min(first + TOGETHER, seeds)):

@@ -20,7 +20,7 @@ from autograder.sandbox.protocol import ProtocolError, receive, send
 from autograder.sandbox.workbench import CELL_FILE, Workbench, describe
 
 _shell: Any = None
-_stage: dict[str, Any] = {}
+_stage: dict[str, Any] = {}  # what rehearsals call, apart from the names that a notebook sees
 
 
 def warm_up() -> None:
