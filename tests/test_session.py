@@ -28,7 +28,7 @@ from autograder.sandbox.errors import (
 )
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.protocol import encode
-from autograder.sandbox.session import LIMITS, Session
+from autograder.sandbox.session import CORES, LIMITS, Session
 from autograder.sandbox.student import Direct, Module, Student
 
 SMALL = Limits(cpu_seconds=60, address_space=1 << 30, processes=16)
@@ -361,6 +361,14 @@ def test_memory_is_also_read_from_outside(student):
 def test_the_first_call_of_a_process_does_not_pay_for_its_libraries():
     with Session(CELLS) as fresh:
         assert Student(fresh).trace("pairs", torch.ones(64)).outside_bytes < 4 * 2**20
+
+
+def test_grader_and_submission_share_a_core_and_the_grader_is_free_again_afterwards():
+    before = os.sched_getaffinity(0)
+    with Session(CELLS) as fresh:
+        assert os.sched_getaffinity(fresh._child.pid) == os.sched_getaffinity(0)
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == CORES >= before
 
 
 def test_cpu_time_is_also_read_from_outside(either):

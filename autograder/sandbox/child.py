@@ -19,6 +19,8 @@ from autograder.sandbox import kernels
 from autograder.sandbox.protocol import ProtocolError, receive, send
 from autograder.sandbox.workbench import CELL_FILE, Workbench, describe
 
+TIMES = 10  # answered, the interpreter has adapted its code to them: no child need do, and copy, what that writes to
+
 _shell: Any = None
 _stage: dict[str, Any] = {}  # what rehearsals call, apart from the names that a notebook sees
 
@@ -51,8 +53,9 @@ def warm_up() -> None:
     _shell.system = _shell.getoutput = lambda *command, **options: None
     for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
         _shell.magics_manager.magics["line"][name] = lambda line: None
-    _rehearse(_shell)
-    _settle()
+    _rehearse_cells(_shell)
+    for _ in range(TIMES):
+        rehearse()
     if kernels.FOUND:
         # In the shell, because Triton asks for the text of a kernel, and the shell keeps that.
         _shell.run_cell(_KERNEL, store_history=False, silent=True)
@@ -61,7 +64,7 @@ def warm_up() -> None:
     gc.freeze()  # a child's garbage collector would otherwise touch, and so copy, every page it inherits
 
 
-def _rehearse(shell: Any) -> None:
+def _rehearse_cells(shell: Any) -> None:
     """Run cells of the kinds that chapters have: what is loaded on first use is loaded here."""
     with contextlib.redirect_stdout(io.StringIO()):
         for source in _REHEARSAL:
@@ -71,12 +74,8 @@ def _rehearse(shell: Any) -> None:
         exec("\n".join(_REHEARSAL), _stage)  # once more, because the shell forgets its names
 
 
-def _settle() -> None:
-    """Answer requests of all kinds, as what is forked does first of all.
-
-    A fork begins without the pages of libraries. Were an answer the first to compute, they would be counted, up to
-    30 MiB, as memory that it asked for.
-    """
+def rehearse() -> None:
+    """Answer requests of all kinds."""
     import torch
 
     from autograder.sandbox.protocol import encode
@@ -185,7 +184,6 @@ def serve(descriptor: int) -> None:
     connection = socket.socket(fileno=descriptor)
     _silence()
     order = receive(connection)
-    _settle()
     shell = _shell
     for index, source in enumerate(order["cells"]):
         if index in order["skip"]:

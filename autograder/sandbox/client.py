@@ -106,11 +106,12 @@ class WarmServer:
         return not self._lost and self._process.poll() is None
 
     def spawn(self, limits: Limits) -> Child:
-        """Fork a jailed child."""
+        """Fork a jailed child, which runs on the cores on which we may."""
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with theirs:
-            reply = self._ask({"op": "fork", "limits": asdict(limits)}, theirs.fileno())
+            request = {"op": "fork", "limits": asdict(limits), "cores": list(os.sched_getaffinity(0))}
+            reply = self._ask(request, theirs.fileno())
         if "pid" not in reply:
             ours.close()
             raise SandboxUnavailable(f"no jail could be built: {reply.get('error')}; `attn doctor` says more")

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from autograder.sandbox import jail
+from autograder.sandbox import jail, pages
 
 ALSO = ("MPLCONFIGDIR", "IPYTHONDIR")  # where matplotlib and IPython may put their own files before the first fork
 
@@ -32,37 +30,19 @@ def main() -> None:
     from autograder.sandbox import child  # numeric libraries are large: only the keeper needs them
 
     child.warm_up()
-    _gather_pages()
+    pages.fill_holes()
+    pages.gather()
+    used = pages.touched_by(child.rehearse)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control.sendall(b"ready")
     while True:
         data, ancillary, _, _ = control.recvmsg(1 << 16, socket.CMSG_SPACE(array.array("i").itemsize))
         if not data:
             return
-        control.sendall(msgpack.packb(_serve(msgpack.unpackb(data), _descriptor(ancillary))))
+        control.sendall(msgpack.packb(_serve(msgpack.unpackb(data), _descriptor(ancillary), used)))
 
 
-def _gather_pages() -> None:
-    """Ask the kernel to put what we hold into large pages: a fork copies one entry for each, and its end lets go of it.
-
-    A child that writes still copies four kilobytes at a time. A kernel that cannot do it leaves things as they are.
-    """
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            span, access, _, _, _, *name = line.split()
-            if access == "rw-p" and name in ([], ["[heap]"]):
-                first, end = (int(address, 16) for address in span.split("-"))
-                first, end = -(-first // _LARGE) * _LARGE, end // _LARGE * _LARGE
-                if first < end:
-                    libc.madvise(first, end - first, _MADV_COLLAPSE)
-
-
-_LARGE, _MADV_COLLAPSE = 2 << 20, 25
-
-
-def _serve(request: dict[str, Any], descriptor: int | None) -> dict[str, Any]:
+def _serve(request: dict[str, Any], descriptor: int | None, used: list[pages.Span]) -> dict[str, Any]:
     if request["op"] == "end":
         return {"status": _end(int(request["pid"]), bool(request["kill"]))}
     if descriptor is None:
@@ -71,9 +51,11 @@ def _serve(request: dict[str, Any], descriptor: int | None) -> dict[str, Any]:
 
     def serve() -> None:
         os.write(descriptor, b"!")  # the kernel puts this process's number beside it
+        pages.bring(used)
         child.serve(descriptor)
 
     limits = jail.Limits(**request["limits"])
+    os.sched_setaffinity(0, request["cores"])
     try:
         return {"pid": jail.fork_jailed(limits, [descriptor], jail.libraries(), serve)}
     except (jail.JailError, OSError) as error:
