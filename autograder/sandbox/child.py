@@ -19,7 +19,7 @@ from autograder.sandbox import kernels
 from autograder.sandbox.protocol import ProtocolError, receive, send
 from autograder.sandbox.workbench import CELL_FILE, Workbench, describe
 
-TIMES = 10  # answered, the interpreter has adapted its code to them: no child need do, and copy, what that writes to
+TIMES = 10  # that answers are rehearsed: the interpreter adapts its code as it runs, and what it writes a child copies
 
 _shell: Any = None
 _stage: dict[str, Any] = {}  # what rehearsals call, apart from the names that a notebook sees

@@ -2,8 +2,8 @@
 
 A fork begins with its parent's pages, copied when either side writes, and without those of the libraries, which come
 with the first use. Where copies can be avoided, a submission waits for less; where library pages come late, they would
-be counted, up to 30 MiB, as memory that an answer has asked for. A kernel or a C library that cannot do one of these
-things leaves that as it is.
+be counted, up to 30 MiB, as memory that an answer has asked for. Speed may be missing: a kernel or a C library that
+cannot save copies leaves them. Fairness may not: what cannot bring the pages gives no jail.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import json
 import mmap
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _LARGE = 2 << 20
 _CHUNKS = (*range(4096, 1024, -256), *range(1024, 16, -16))  # sizes that the C library keeps apart when they are free
 _RUN, _MOST = 64, 100_000
 
-_C = ctypes.CDLL(None)
+_C = ctypes.CDLL(None, use_errno=True)
 _C.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _C.malloc.argtypes, _C.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
 
@@ -56,7 +57,11 @@ def gather() -> None:
 
 
 def touched_by(rehearsal: Callable[[], object]) -> list[Span]:
-    """What of the libraries a rehearsal uses, as a fork of this process finds out."""
+    """What of the libraries a rehearsal uses, as a fork of this process finds out.
+
+    Raises:
+        OSError: it could not.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -65,19 +70,29 @@ def touched_by(rehearsal: Callable[[], object]) -> list[Span]:
             rehearsal()
             with os.fdopen(writer, "w") as answer:
                 json.dump(list(_present()), answer)
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     os.close(writer)
     with os.fdopen(reader) as answer:
         found = answer.read()
-    os.waitpid(pid, 0)
-    return [(start, length) for start, length in json.loads(found or "[]")]
+    if os.waitpid(pid, 0)[1]:
+        raise OSError("the pages that answers use could not be listed")
+    return [(start, length) for start, length in json.loads(found)]
 
 
 def bring(spans: list[Span]) -> None:
-    """Have these pages present in this process."""
+    """Have these pages present in this process.
+
+    Raises:
+        OSError: one cannot be.
+    """
     for start, length in spans:
-        _C.madvise(start, length, _MADV_POPULATE_READ)
+        if _C.madvise(start, length, _MADV_POPULATE_READ):
+            code = ctypes.get_errno()
+            raise OSError(code, f"pages of libraries cannot be brought in: {os.strerror(code)}")
 
 
 def _present() -> Iterator[Span]:

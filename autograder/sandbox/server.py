@@ -33,6 +33,7 @@ def main() -> None:
     pages.fill_holes()
     pages.gather()
     used = pages.touched_by(child.rehearse)
+    pages.bring(used)  # what fails here would fail in every child
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control.sendall(b"ready")
     while True:

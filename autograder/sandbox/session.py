@@ -68,8 +68,12 @@ class Session:
         self._server = self._server or jail_server()
         # Grader and submission take turns. On two cores each would wake the other up from sleep, a fifth of all time.
         os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})
-        with contextlib.suppress(StudentError):
-            self._ensure()
+        try:
+            with contextlib.suppress(StudentError):
+                self._ensure()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
