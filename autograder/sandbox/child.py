@@ -51,6 +51,11 @@ def warm_up() -> None:
     _shell.showtraceback = _shell.showsyntaxerror = lambda *arguments, **options: None
     # Nothing can be installed, started or shown in the jail. A cell that tries goes on with its other lines.
     _shell.system = _shell.getoutput = lambda *command, **options: None
+    # IPython compiles each cell to learn whether it waits for anything; the words tell as much.
+    waits = _shell.should_run_async
+    _shell.should_run_async = lambda cell, **options: (
+        ("await" in cell or "async" in cell) and waits(cell, **options)
+    )
     for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
         _shell.magics_manager.magics["line"][name] = lambda line: None
     _rehearse_cells(_shell)

@@ -12,6 +12,7 @@ import sys
 import traceback
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -175,31 +176,67 @@ class _Recorder(TorchDispatchMode):
         counting = sys.gettrace()
         sys.settrace(None)  # these lines are ours, and would be counted as the submission's
         try:
-            return self._note(func, args, kwargs or {})
+            result = func(*args, **kwargs or {})
+            self._note(_operation(func), args, kwargs or {}, result)
+            return result
         finally:
             sys.settrace(counting)
 
-    def _note(self, func: Any, args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
-        self.calls.add(_operation(func))
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
-            self.flops += int(count(*args, **kwargs, out_val=result))
-        if not func.is_view:
-            self.elements += _written(func, args, kwargs, result)
+    def _note(self, operation: _Operation, args: Any, kwargs: Any, result: Any) -> None:
+        self.calls.add(operation.name)
+        if operation.work is not None:
+            self.flops += int(operation.work(args, kwargs, result))
+        if not operation.is_view:
+            self.elements += _written(operation, args, kwargs, result)
         for item in result if isinstance(result, (tuple, list)) else (result,):
             # A view or a broadcast costs no memory, so what counts is the storage behind it.
             if isinstance(item, torch.Tensor) and item.layout is torch.strided:
                 self.largest = max(self.largest, item.untyped_storage().nbytes() // max(item.element_size(), 1))
-        return result
 
 
-def _written(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+@dataclass(frozen=True)
+class _Operation:
+    """What is known of one of torch's operations; ``work`` counts the floating-point operations of a product."""
+
+    name: str
+    is_view: bool
+    at_places: bool
+    work: Callable[[Any, Any, Any], int] | None
+
+
+@cache
+def _operation(func: Any) -> _Operation:
+    name = str(func.overloadpacket).removeprefix("aten.")
+    at_places = func._schema.is_mutable and name.startswith(("index_", "_index_put", "scatter", "masked_scatter"))
+    return _Operation(name, bool(func.is_view), at_places, _work(flop_registry.get(func.overloadpacket)))
+
+
+def _work(count: Any) -> Callable[[Any, Any, Any], int] | None:
+    """One of torch's formulas as a function of arguments and result."""
+    if count is None:
+        return None
+    formula = getattr(count, "__wrapped__", None)
+    if formula is None:
+        return lambda args, kwargs, result: count(*args, **kwargs, out_val=result)
+    # What torch wraps a formula in looks for tensors at any depth, and takes longer than the product itself.
+    return lambda args, kwargs, result: formula(
+        *map(_shape, args), **{name: _shape(value) for name, value in kwargs.items()}, out_shape=_shape(result)
+    )
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    return type(value)(map(_shape, value)) if type(value) in (tuple, list) else value
+
+
+def _written(operation: _Operation, args: Any, kwargs: Any, result: Any) -> int:
     """How many elements an operation writes: those of its results, or, where it writes at some places, of these.
 
     What writes at places (``out[rows] = …``) hands back all of the tensor, however few they are.
     """
     made = _elements(result)
-    if func._schema.is_mutable and _operation(func).startswith(("index_", "_index_put", "scatter", "masked_scatter")):
+    if operation.at_places:
         places = [_elements(item) for item in (*args[1:], *kwargs.values())]
         return min(max(places, default=made), made)
     return made
@@ -210,11 +247,6 @@ def _elements(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel()
     return max(map(_elements, value), default=0) if isinstance(value, (tuple, list)) else 0
-
-
-@cache
-def _operation(func: Any) -> str:
-    return str(func.overloadpacket).removeprefix("aten.")
 
 
 def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:

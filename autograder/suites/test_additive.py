@@ -7,7 +7,6 @@ from operator import or_
 
 import numpy as np
 import torch
-from torch import nn
 
 from autograder.suites.kit import at_most, at_most_seconds, close, hidden, raises, require, strided, tensor
 
@@ -392,20 +391,13 @@ def test_attend_leaves_its_arguments_alone(student, rng):
 
 
 def additive_attention(queries, keys, values, w_q, w_k, v, lengths=None):
-    """Context and weights in torch, one example at a time, over the real keys alone."""
-    contexts, maps = [], []
-    for index in np.ndindex(*queries.shape[:-2]):
-        real = keys.shape[-2] if lengths is None else int(lengths[index])
-        pairs = torch.einsum("qi,hi->qh", queries[index], w_q)[:, None] + (keys[index] @ w_k.T)[None, :real]
-        weights = torch.zeros(queries.shape[-2], keys.shape[-2], dtype=queries.dtype)
-        if real:
-            exponentials = torch.einsum("qkh,h->qk", pairs.tanh(), v[0]).exp()
-            share = exponentials / exponentials.sum(dim=-1, keepdim=True)
-            weights = torch.cat([share, weights[:, real:]], dim=-1)
-        contexts.append(weights @ values[index])
-        maps.append(weights)
-    lead = queries.shape[:-2]
-    return torch.stack(contexts).reshape(*lead, *contexts[0].shape), torch.stack(maps).reshape(*lead, *maps[0].shape)
+    """Context and weights in torch, as shares of exponentials from which padding is left out."""
+    pairs = torch.einsum("...qi,hi->...qh", queries, w_q).unsqueeze(-2) + (keys @ w_k.T).unsqueeze(-3)
+    exponentials = torch.einsum("...qkh,h->...qk", pairs.tanh(), v[0]).exp()
+    if lengths is not None:
+        exponentials = exponentials * (torch.arange(keys.shape[-2]) < lengths[..., None, None])
+    weights = exponentials / exponentials.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    return weights @ values, weights
 
 
 def attention_weights(rng, query_dim, key_dim, hidden_dim):
@@ -541,11 +533,11 @@ VOCAB, EMBED, STATE, MEMORY, HIDDEN = 13, 4, 6, 6, 5  # STATE = MEMORY, so that 
 
 def decoder_state(rng):
     """A state for BahdanauDecoderStep with clearly uneven attention."""
-    cell = nn.GRUCell(EMBED + MEMORY, STATE).state_dict()
+    cell = {"weight_ih": (EMBED + MEMORY,), "weight_hh": (STATE,), "bias_ih": (), "bias_hh": ()}
     return {
         "embedding.weight": tensor(rng, VOCAB, EMBED),
         **{f"attention.{name}": value for name, value in attention_weights(rng, STATE, MEMORY, HIDDEN).items()},
-        **{f"cell.{name}": tensor(rng, *value.shape) * 0.4 for name, value in cell.items()},
+        **{f"cell.{name}": tensor(rng, 3 * STATE, *width) * 0.4 for name, width in cell.items()},
     }
 
 

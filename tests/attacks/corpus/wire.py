@@ -188,9 +188,9 @@ def causal_mask(q_seq, kv_seq):
 )
 def sends_nan_in_every_field():
     nodes = {
-        "causal_mask": "{'k': 'numpy', 'name': '0', 'shape': [float('nan')], 'order': [0], 'gap': 1}",
+        "causal_mask": "{'k': 'numpy', 'name': '0', 'order': [float('nan')], 'gap': 1}",
         "effective_support": "{'k': 'handle', 'number': float('inf'), 'type': 'x'}",
-        "softmax_jacobian": "{'k': 'torch', 'name': '0', 'shape': [-1, 2**63], 'order': [0, 0], 'gap': float('nan')}",
+        "softmax_jacobian": "{'k': 'torch', 'name': '0', 'order': [-1, 2**63], 'gap': float('nan')}",
         "cross_entropy_grad": "{'k': 'generator', 'seed': -1e308, 'library': 3}",
         "softmax_vjp": "{'k': 'dtype', 'name': 'f8,' * 20000 + 'O', 'torch': float('nan')}",
     }
@@ -253,7 +253,7 @@ def tensors(dtype, shape, data):
     head = json.dumps({"0": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     return struct.pack("<Q", len(head)) + head + data
 def causal_mask(q_seq, kv_seq):  # bytes of 2 as truth values
-    tree = {"k": "numpy", "name": "0", "shape": [q_seq, kv_seq], "order": [0, 1], "gap": False}
+    tree = {"k": "numpy", "name": "0", "order": [0, 1], "gap": False}
     data = tensors("BOOL", [q_seq, kv_seq], b"\\x02" * (q_seq * kv_seq))
     say(form({"value": {"tree": tree, "numpy": data, "torch": b""}}))
     os._exit(0)
@@ -277,7 +277,7 @@ def names_one_array_many_times():
         WIRE,
         """
 BODY = coded(np.zeros(1_000_000))
-NODE = {**BODY["tree"], "gap": True}
+NODE = {**BODY["tree"], "order": [0], "gap": True}
 def causal_mask(q_seq, kv_seq):
     say(form({"value": {**BODY, "tree": {"k": "list", "items": [NODE] * 100_000}}}))
     os._exit(0)
