@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class BareStudent(Student):
             return self._wrapped(operation(self._function(target), args, kwargs, {}))
         except BaseException as error:
             raise _error(workbench.describe(error)) from None
+
+    def _ask_later(self, op: str, target: dict[str, Any], args: Any) -> None:
+        self._ask(op, target, args, {})
+
+    def each(self, name: str, calls: Iterable[tuple[Any, ...]], /, **kwargs: Any) -> Iterator[Any]:
+        """See :class:`Student`; here nothing travels."""
+        return (self.call(name, *args, **kwargs) for args in calls)
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
         before = time.process_time()

@@ -94,6 +94,10 @@ not_a_function = 3
 def remember(x):
     kept.append(x)
     return len(kept)
+
+def divide_and_remember(a, b):
+    kept.append(a)
+    return a / b
 """,
     """class Layer(nn.Module):
     def __init__(self, width=2):
@@ -251,6 +255,32 @@ def test_the_journal_holds_every_call_and_what_came_back(either):
     assert either.journal.entries == expected
 
 
+def test_calls_that_travel_together_end_where_one_by_one_they_would(either):
+    assert list(either.each("echo", [(1,), (2, "b")], key=3)) == [((1,), {"key": 3}), ((2, "b"), {"key": 3})]
+    assert list(either.each("double", [])) == []
+    first = either.remember(0)
+    either.journal.entries.clear()
+    answers = either.each("divide_and_remember", [(4, 2), (1, 0), (6, 3)])
+    assert next(answers) == 2
+    with pytest.raises(Raised) as raised:
+        next(answers)
+    assert raised.value.bases[0] == "ZeroDivisionError"
+    assert next(answers, "none") == "none"
+    assert [kind for kind, _ in either.journal.entries] == ["value", "error"]
+    assert either.remember(0) == first + 3  # the call behind the one that raised was not made
+
+
+def test_the_first_of_several_calls_plants_the_seed(either):
+    def numbers(student):
+        return torch.cat([draw[0] for draw in student.each("draws", [(), ()])])
+
+    again, other = (Student(either._transport, seed) for seed in (7, 8))
+    found = numbers(Student(either._transport, 7))
+    assert torch.equal(found, numbers(again))
+    assert not torch.equal(found, numbers(other))
+    assert len(found.unique()) == len(found)
+
+
 def test_the_seed_makes_what_a_submission_draws_reproducible(session):
     session.allow(20)
     first, again, other = (Student(session, seed).draws() for seed in (7, 7, 8))
@@ -284,8 +314,10 @@ def test_a_module_stays_inside_and_answers(either):
     assert layer.call("training") is True
     many = layer(torch.ones(400, 2))
     assert 0.3 < (many == 0).float().mean() < 0.7  # dropout is at work again
+    layer.load_state_dict({"nothing": torch.ones(1)})  # travels with the next call
     with pytest.raises(Raised):
-        layer.load_state_dict({"nothing": torch.ones(1)})
+        layer(x)
+    assert layer.call("width") == 2
 
 
 def test_a_module_can_be_an_argument_wherever_it_stands(either):
@@ -710,6 +742,15 @@ def test_a_lie_in_a_cell_is_never_a_fault_of_the_grader(lie, stay):
                 Student(session).f()
         else:
             assert Student(session).f() == 7
+
+
+@pytest.mark.parametrize("replies", [3, [], [3], [{"value": encode(1)}], [{"value": encode(1)}] * 3, {"0": 1}])
+def test_replies_that_are_none_are_a_crash(replies):
+    with Session([LIAR, f"def f(x):\n    lie({frame({'replies': replies})!r}, True)"], SMALL) as session:
+        session.allow(20)
+        with pytest.raises(Crashed):
+            list(Student(session).each("f", [(1,), (2,)]))
+        assert Student(session).honest() == 42
 
 
 @pytest.mark.parametrize("items", [[], [1] * 6, {"steps": math.inf}, {"steps": "many"}, 3])

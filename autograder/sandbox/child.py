@@ -53,9 +53,7 @@ def warm_up() -> None:
     _shell.system = _shell.getoutput = lambda *command, **options: None
     # IPython compiles each cell to learn whether it waits for anything; the words tell as much.
     waits = _shell.should_run_async
-    _shell.should_run_async = lambda cell, **options: (
-        ("await" in cell or "async" in cell) and waits(cell, **options)
-    )
+    _shell.should_run_async = lambda cell, **options: ("await" in cell or "async" in cell) and waits(cell, **options)
     for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
         _shell.magics_manager.magics["line"][name] = lambda line: None
     _rehearse_cells(_shell)

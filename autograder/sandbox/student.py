@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +45,10 @@ class Transport(Protocol):
         """
         ...
 
+    def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The workbench's replies to requests that do not wait for each other's replies; none follows an error."""
+        ...
+
     def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
         """The reply, and what making it has cost."""
         ...
@@ -59,6 +63,10 @@ class Direct:
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """See :class:`Transport`."""
         return self._bench.answer(message)
+
+    def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """See :class:`Transport`; each is answered when its reply is asked for."""
+        return map(self._bench.answer, messages)
 
     def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
         """See :class:`Transport`; without a process there is no reading of its memory."""
@@ -153,6 +161,7 @@ class Student:
     def __init__(self, transport: Transport, seed: int | None = None) -> None:
         self._transport = transport
         self._seed = seed
+        self._before: list[dict[str, Any]] = []  # requests that travel with the next one
         self.journal = Journal()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -163,6 +172,14 @@ class Student:
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """What the submission's ``name`` returns for these arguments."""
         return self._ask("call", {"name": name}, args, kwargs)
+
+    def each(self, name: str, calls: Iterable[tuple[Any, ...]], /, **kwargs: Any) -> Iterator[Any]:
+        """What ``name`` returns for one tuple of arguments after the other.
+
+        The calls travel together, which takes a fraction of the time of as many journeys. So none of them may depend on
+        what another returned, and after one that raises there is no further value.
+        """
+        return self._read_all([self._message("call", {"name": name}, args, kwargs) for args in calls])
 
     def after(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
         """What ``name`` returns, and its positional arguments as they are afterwards."""
@@ -185,12 +202,28 @@ class Student:
 
     def _ask(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> Any:
         message = self._message(op, target, args, kwargs)
-        return self._read(message, lambda: self._transport.request(message))
+        if not self._before:
+            return self._read(message, lambda: self._transport.request(message))
+        *_, value = self._read_all([message])
+        return value
+
+    def _ask_later(self, op: str, target: dict[str, Any], args: Any) -> None:
+        """Ask for something whose value nobody needs: it is sent, and what it raises is raised, with the next call."""
+        self._before.append(self._message(op, target, args, {}))
+
+    def _read_all(self, messages: list[dict[str, Any]]) -> Iterator[Any]:
+        messages, self._before = self._before + messages, []
+        replies = self._transport.requests(messages)
+        for message in messages:
+            yield self._read(message, lambda: next(replies))
 
     def _message(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> dict[str, Any]:
-        return {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": self._seed}
+        seed, self._seed = self._seed, None  # the first call plants it
+        return {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": seed}
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+        for _ in self._read_all([]):  # what comes before is no part of the cost
+            pass
         message = self._message("trace", target, args, kwargs)
         readings: list[Reading] = []
 
@@ -232,7 +265,6 @@ class Student:
     def _read(self, message: dict[str, Any], request: Callable[[], dict[str, Any]]) -> Any:
         try:
             reply = request()
-            self._seed = None  # the first call has planted it
             self.journal.keep(message, reply)
             value = self._understood(reply)
         except StudentError as error:
@@ -285,20 +317,23 @@ class Module:
         return self._student._ask("call", {"handle": self.handle.number, "method": method}, args, kwargs)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give a torch module these parameters."""
-        self.call("load_state_dict", dict(state))
+        """Give a torch module these parameters, before it is next called."""
+        self._later("load_state_dict", dict(state))
 
     def state_dict(self) -> dict[str, Any]:
         """A torch module's parameters and buffers by name."""
         return dict(self.call("state_dict"))
 
     def train(self) -> None:
-        """Switch a torch module to training mode."""
-        self.call("train")
+        """Switch a torch module to training mode, before it is next called."""
+        self._later("train")
 
     def eval(self) -> None:
-        """Switch a torch module to evaluation mode."""
-        self.call("eval")
+        """Switch a torch module to evaluation mode, before it is next called."""
+        self._later("eval")
+
+    def _later(self, method: str, *args: Any) -> None:
+        self._student._ask_later("call", {"handle": self.handle.number, "method": method}, args)
 
     def vjp(
         self, *args: Any, upstream: Any, wrt: Sequence[int] = (0,), **kwargs: Any

@@ -53,9 +53,12 @@ class Workbench:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
         A request holds ``op`` (call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, the
-        encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before.
+        encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before. Or
+        it holds ``requests``, whose ``replies`` go as far as the first error.
         """
         try:
+            if "requests" in request:
+                return {"replies": self._answers(request["requests"])}
             if request.get("seed") is not None:  # a test begins, which knows nothing of what others have made
                 _seed(int(request["seed"]))
                 self._handles.clear()
@@ -66,6 +69,14 @@ class Workbench:
                 return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
         except BaseException as error:
             return {"error": describe(error)}
+
+    def _answers(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        replies: list[dict[str, Any]] = []
+        for request in requests:
+            replies.append(self.answer(request))
+            if "error" in replies[-1]:
+                break
+        return replies
 
     def _encode(self, value: Any) -> dict[str, Any]:
         return _Encoder(self._handles).encode(value)

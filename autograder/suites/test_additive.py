@@ -333,9 +333,10 @@ def test_attend_never_looks_at_masked_scores(student, rng):
     scores, values = rng.normal(size=(2, 4, 7)), rng.normal(size=(2, 7, 3))
     mask = random_mask(rng, 2, 1, 7)
     expected = attend_by_loops(scores, values, mask)
-    for level in (1e4, -1e4):
-        changed = np.where(mask, scores, level)
-        same_pair(student.attend(changed, values, mask), expected, f"with {level:g} at the masked scores")
+    levels = (1e4, -1e4)
+    cases = [(np.where(mask, scores, level), values, mask) for level in levels]
+    for level, answer in zip(levels, student.each("attend", cases), strict=True):
+        same_pair(answer, expected, f"with {level:g} at the masked scores")
 
 
 @hidden(
@@ -356,14 +357,17 @@ def test_attend_rows_with_nothing_to_attend_to(student, rng):
 def test_attend_with_scores_of_ten_thousand(student, rng):
     """Rows at +10⁴ and at −10⁴ give the weights of rows near 0, also with the masked scores at the other end."""
     near, values, mask = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 6, 4)), random_mask(rng, 2, 3, 6)
-    for level in (1e4, -1e4):
-        expected = attend_by_loops(near + level, values, mask)
-        _, weights = same_pair(student.attend(near + level, values, mask), expected, f"at a level of {level:g}")
+    levels = (1e4, -1e4)
+    together = [near + level for level in levels]
+    apart = [np.where(mask, near + level, -level) for level in levels]
+    answers = student.each("attend", [(scores, values, mask) for scores in together + apart])
+    for level, scores in zip(levels, together, strict=True):
+        expected = attend_by_loops(scores, values, mask)
+        _, weights = same_pair(next(answers), expected, f"at a level of {level:g}")
         require((weights[~mask] == 0).all(), "A masked weight should be exactly 0, also when all scores are very low.")
-    for level in (1e4, -1e4):
-        apart = np.where(mask, near + level, -level)
-        expected = attend_by_loops(apart, values, mask)
-        _, weights = same_pair(student.attend(apart, values, mask), expected, f"at {level:g}, masked at {-level:g}")
+    for level, scores in zip(levels, apart, strict=True):
+        expected = attend_by_loops(scores, values, mask)
+        _, weights = same_pair(next(answers), expected, f"at {level:g}, masked at {-level:g}")
         require((weights[~mask] == 0).all(), "A masked weight should be exactly 0, however high the masked score.")
 
 
@@ -807,10 +811,10 @@ def same_count(answer, expected, what):
 @hidden("steps_to_connect", kind="value", weight=2, hint="Draw eight positions and follow the arrows of each layer.")
 def test_steps_agree_with_spreading_a_signal(student, rng):
     """The count is that of a signal spread layer by layer, for every kind of layer at the default kernel."""
-    for distance in (1, 2, 3, *(int(d) for d in rng.integers(10, 60, size=3))):
-        for layer in LAYERS:
-            expected = steps_by_spreading(distance, layer, 3, 2)
-            same_count(student.steps_to_connect(distance, layer, dilation=2), expected, what=f"{layer} steps")
+    distances = (1, 2, 3, *(int(d) for d in rng.integers(10, 60, size=3)))
+    cases = list(itertools.product(distances, LAYERS))
+    for (distance, layer), answer in zip(cases, student.each("steps_to_connect", cases, dilation=2), strict=True):
+        same_count(answer, steps_by_spreading(distance, layer, 3, 2), what=f"{layer} steps")
 
 
 @hidden(
@@ -819,11 +823,12 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
 def test_steps_for_other_kernels_and_dilations(student, rng):
     """Other widths of the kernel and other bases of the dilation, also base 1."""
     for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1)):
-        for distance in (int(d) for d in rng.integers(20, 200, size=2)):
-            for layer in ("cnn", "dilated_cnn"):
-                expected = steps_by_spreading(distance, layer, kernel_size, dilation)
-                answer = student.steps_to_connect(distance, layer, kernel_size=kernel_size, dilation=dilation)
-                same_count(answer, expected, what=f"{layer} layers with kernel {kernel_size} and dilation {dilation}")
+        distances = [int(d) for d in rng.integers(20, 200, size=2)]
+        cases = list(itertools.product(distances, ("cnn", "dilated_cnn")))
+        answers = student.each("steps_to_connect", cases, kernel_size=kernel_size, dilation=dilation)
+        for (distance, layer), answer in zip(cases, answers, strict=True):
+            expected = steps_by_spreading(distance, layer, kernel_size, dilation)
+            same_count(answer, expected, what=f"{layer} layers with kernel {kernel_size} and dilation {dilation}")
 
 
 @hidden(
@@ -835,11 +840,11 @@ def test_steps_at_the_edge_of_a_stack(student, rng):
     dilation = int(rng.integers(2, kernel_size + 1))
     plain = (kernel_size - 1) * layers
     grown = (kernel_size - 1) * (dilation**layers - 1) // (dilation - 1)
-    for more in (0, 1):
-        answer = student.steps_to_connect(plain + more, "cnn", kernel_size)
-        same_count(answer, layers + more, what="cnn layers at the edge")
-        answer = student.steps_to_connect(grown + more, "dilated_cnn", kernel_size, dilation)
-        same_count(answer, layers + more, what="dilated_cnn layers at the edge")
+    edges = (("cnn", plain), ("dilated_cnn", grown))
+    cases = [(edge + more, layer, kernel_size, dilation) for more in (0, 1) for layer, edge in edges]
+    wanted = [layers, layers, layers + 1, layers + 1]
+    for case, count, answer in zip(cases, wanted, student.each("steps_to_connect", cases), strict=True):
+        same_count(answer, count, what=f"{case[1]} layers at the edge")
 
 
 @hidden("steps_to_connect", kind="edge", weight=1, hint="Where is position i already, before any layer?")
@@ -847,8 +852,9 @@ def test_steps_for_distance_zero(student, rng):
     """Distance 0 needs no step, whatever the layer."""
     kernel_size = int(rng.integers(2, 9))
     dilation = int(rng.integers(1, kernel_size + 1))
-    for layer in LAYERS:
-        same_count(student.steps_to_connect(0, layer, kernel_size, dilation), 0, what=f"{layer} steps at distance 0")
+    cases = [(0, layer, kernel_size, dilation) for layer in LAYERS]
+    for layer, answer in zip(LAYERS, student.each("steps_to_connect", cases), strict=True):
+        same_count(answer, 0, what=f"{layer} steps at distance 0")
 
 
 @hidden(
@@ -861,11 +867,13 @@ def test_steps_are_exact_for_enormous_distances(student, rng):
     distance = layers * (kernel_size - 1)
     same_count(student.steps_to_connect(distance + 1, "cnn", kernel_size), layers + 1, what="cnn layers")
     same_count(student.steps_to_connect(distance, "dilated_cnn", kernel_size, 1), layers, what="layers with dilation 1")
+    cases, depths = [], []
     for dilation, depth in ((2, 58), (3, 36)):
         reach = (kernel_size - 1) * (dilation**depth - 1) // (dilation - 1)
-        for more in (0, 1):
-            answer = student.steps_to_connect(reach + more, "dilated_cnn", kernel_size, dilation)
-            same_count(answer, depth + more, what=f"layers with dilation {dilation}")
+        cases += [(reach + more, "dilated_cnn", kernel_size, dilation) for more in (0, 1)]
+        depths += [depth, depth + 1]
+    for case, depth, answer in zip(cases, depths, student.each("steps_to_connect", cases), strict=True):
+        same_count(answer, depth, what=f"layers with dilation {case[3]}")
 
 
 @hidden("steps_to_connect", kind="edge", weight=1, hint="Check the arguments that this layer reads, and only those.")
