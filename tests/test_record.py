@@ -13,12 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from nbgrader.api import Gradebook
+from nbgrader.api import Gradebook, SubmittedAssignment
 from nbgrader.nbgraderformat import MetadataValidator
 from nbgrader.utils import determine_grade
 from servers import postgres_programs, postgres_server
 
 from autograder.grading import record
+from autograder.grading.collect import Roster, RosterEntry
 from autograder.grading.record import (
     AssignmentError,
     GradebookError,
@@ -180,6 +181,49 @@ def test_everything_that_nbgrader_needs_is_written(course, book):
     comment = gradebook.find_comment("additive-score", "exercises", SLUG, "s001")
     assert "You return x itself" in comment.comment
     assert gradebook.find_comment("additive-softmax", "exercises", SLUG, "s001").comment is None
+
+
+def rows(gradebook):
+    """All that a gradebook says of its submissions, without the numbers that it makes up."""
+    found = []
+    for each in gradebook.db.query(SubmittedAssignment):
+        (notebook,) = each.notebooks
+        student = each.student
+        found.append((student.id, student.first_name, student.last_name, student.email, student.lms_user_id))
+        found.append((each.assignment.name, each.timestamp, each.extension, each.score))
+        found.append((notebook.name, notebook.flagged, notebook.late_submission_penalty, notebook.needs_manual_grade))
+        found += sorted(
+            (grade.name, grade.auto_score, grade.manual_score, grade.extra_credit, grade.needs_manual_grade)
+            for grade in notebook.grades
+        )
+        found += sorted((each.name, each.auto_comment or "", each.manual_comment) for each in notebook.comments)
+    return found
+
+
+def test_a_first_submission_leaves_the_rows_that_nbgrader_makes(tmp_path, monkeypatch):
+    essay = cell("Why?", f"{SLUG}-why", grade=True, solution=True, points=2.0)
+    task = new_markdown_cell("Do.", id="task")
+    task.metadata["nbgrader"] = essay.metadata["nbgrader"] | {"grade_id": f"{SLUG}-do", "solution": False, "task": True}
+    task.metadata["nbgrader"]["grade"] = False
+    notebook = instructor_notebook()
+    notebook.cells += [essay, task]
+    data, moment = nbformat.writes(notebook).encode(), datetime(2026, 10, 1)
+    roster = Roster([RosterEntry("s001", name="First Last", email="s001@example.org")])
+    books = []
+    for way in ("at once", "object by object"):
+        course = make_course(tmp_path / way)
+        nbformat.write(notebook, course / "source" / SLUG / "exercises.ipynb")
+        if way == "object by object":
+            monkeypatch.setattr(Recorder, "_enter_first", lambda *_: None)
+        with Recorder(course, roster=roster) as recorder:
+            recorder.prepare(SLUG)
+            recorder.gradebook.update_or_create_assignment(SLUG, duedate=moment)
+            done = [recorder.record(judged(data), data, timestamp=moment)]
+            done.append(recorder.record(invalid(b"", "s002"), b""))
+            done.append(recorder.record(judged(data, "s003"), data, timestamp=datetime(2026, 10, 2)))
+            books.append((rows(recorder.gradebook), [(each.score, each.penalty) for each in done]))
+    assert books[0] == books[1]
+    assert len(books[0][0]) == 3 * (3 + 4 + 4)
 
 
 def test_the_graded_copy_gives_exactly_our_scores_to_nbgrader(course):
@@ -414,6 +458,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_record import judged, submission
 from autograder.grading import record
+from autograder.grading.collect import Roster, RosterEntry
 count = 0
 def die(event, arguments):
     global count
@@ -464,11 +509,14 @@ def test_a_failing_step_leaves_the_gradebook_as_it_was(course, book, monkeypatch
     data = submission()
     with Recorder(course) as recorder:
         recorder.record(judged(data), data)
-        monkeypatch.setattr(Recorder, "_penalty", lambda *_: 1 / 0)
+        monkeypatch.setattr(record, "_words", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             recorder.record(judged(data, "s002"), data)
+        with pytest.raises(ZeroDivisionError):
+            recorder.record(judged(data, scores=(0.0, 0.0)), data)
         monkeypatch.undo()
         assert [student.id for student in book().students] == ["s001"]
+        assert book().find_submission(SLUG, "s001").score == 4.0
         recorder.record(judged(data, "s002"), data)
     assert [student.id for student in book().students] == ["s001", "s002"]
 
