@@ -436,9 +436,14 @@ def _findings(statement: _Statement, wanted: tuple[str, ...], reach: Reach) -> l
 def _found(reading: _Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[Finding]:
     for node, scope in reading.walk:
         for name in _library_names(node, scope, reach):
-            hit = next((forbid for forbid in wanted if _matches(name, forbid)), None)
-            if hit is not None:
+            if (hit := _hit(name, wanted)) is not None:
                 yield Finding(hit, getattr(node, "lineno", 0))
+
+
+@lru_cache(maxsize=4096)
+def _hit(name: str, wanted: tuple[str, ...]) -> str | None:
+    """The first of the forbidden names that this one is."""
+    return next((forbid for forbid in wanted if _matches(name, forbid)), None)
 
 
 def _matches(name: str, forbid: str) -> bool:
