@@ -27,7 +27,7 @@ from autograder.grading.secret import course_secret
 from autograder.grading.suite import Suite, own_seed, seed_of, suite
 from autograder.sandbox import child, workbench
 from autograder.sandbox.protocol import Handle
-from autograder.sandbox.student import Module, Student, Trace, _error
+from autograder.sandbox.student import Module, Reading, Student, _error
 
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, type(None))
 
@@ -57,12 +57,10 @@ class BareStudent(Student):
         """See :class:`Student`; here nothing travels."""
         return (self.call(name, *args, **kwargs) for args in calls)
 
-    def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+    def _measured(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> tuple[Any, Reading]:
         before = time.process_time()
-        cost = self._ask("trace", target, args, kwargs)
-        seconds = time.process_time() - before
-        outside = {"outside_bytes": cost["peak_bytes"], "outside_seconds": seconds}
-        return Trace(**cost | outside | {"calls": tuple(cost["calls"])})
+        cost = self._ask(op, target, args, kwargs)
+        return cost, Reading(None, time.process_time() - before)
 
     def _function(self, target: dict[str, Any]) -> Any:
         if "handle" not in target:

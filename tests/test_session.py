@@ -359,13 +359,19 @@ def test_gradients_of_a_modules_parameters(either):
     assert torch.allclose(by_parameter["project.bias"], upstream.sum(0))
 
 
-def test_steps_grow_with_a_loop_and_not_with_one_operation(either):
-    small, large = np.ones((5, 5)), np.ones((50, 50))
-    loops = [either.trace("by_loop", x) for x in (small, large)]
-    assert [trace.result for trace in loops] == [25.0, 2500.0]
-    assert loops[0].steps < 100 < 2500 < loops[1].steps
-    at_once = [either.trace("at_once", x).steps for x in (small, large)]
-    assert at_once[0] == at_once[1] < 10
+@pytest.mark.parametrize("op", ["pace", "trace"])
+def test_steps_grow_with_a_loop_and_not_with_one_operation(either, op):
+    measure, (small, large) = getattr(either, op), (np.ones((5, 5)), np.ones((400, 400)))
+    loops = [measure("by_loop", x) for x in (small, large)]
+    assert [found.result for found in loops] == [25.0, 160_000.0]
+    assert loops[0].steps < 100 < 160_000 < loops[1].steps
+    assert 1e-3 < loops[1].outside_seconds
+    at_once = [measure("at_once", x) for x in (small, large)]
+    assert at_once[0].steps == at_once[1].steps < 10
+    assert at_once[1].outside_seconds < loops[1].outside_seconds
+    layer = either.Layer(4)
+    layer.load_state_dict(layer.state_dict())
+    assert getattr(layer, op)(torch.ones(6, 4)).result.shape == (6, 3)
 
 
 def test_memory_operations_and_work_are_counted(either):
@@ -756,10 +762,11 @@ def test_replies_that_are_none_are_a_crash(replies):
 @pytest.mark.parametrize("items", [[], [1] * 6, {"steps": math.inf}, {"steps": "many"}, 3])
 def test_a_trace_that_is_none_is_a_crash(items):
     forged = frame({"value": encode(items)})
-    with Session([LIAR, f"def f():\n    lie({forged!r}, True)"], SMALL) as session:
-        session.allow(20)
-        with pytest.raises(Crashed):
-            Student(session).trace("f")
+    for op in ("pace", "trace"):
+        with Session([LIAR, f"def f():\n    lie({forged!r}, True)"], SMALL) as session:
+            session.allow(20)
+            with pytest.raises(Crashed):
+                getattr(Student(session), op)("f")
 
 
 def test_a_submission_that_patches_its_workbench_answers_nonsense_and_no_more():

@@ -94,6 +94,7 @@ def rehearse() -> None:
     ask("call", [1.0], name="rehearse_numpy", seed=0)
     ask("after", _stage["array"], name="rehearse_numpy")
     ask("trace", _stage["array"], name="rehearse_numpy")
+    ask("pace", x, name="rehearse_torch")
     ask("trace", x, name="rehearse_torch")
     ask("call", 4, name="Rehearsal")
     ask("call", handle=1, method="state_dict")

@@ -92,11 +92,8 @@ def among(namespace: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def poisoned(namespace: Mapping[str, Any]) -> Iterator[None]:
+def poisoned() -> Iterator[None]:
     """Fill new memory with NaN while a notebook that holds kernels is asked for something."""
-    if not among(namespace):
-        yield
-        return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     # `torch.use_deterministic_algorithms` does the same, and imports torch's compiler first.
     torch._C._set_deterministic_algorithms(True, warn_only=True)

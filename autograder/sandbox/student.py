@@ -76,6 +76,16 @@ class Direct:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How one call went: ``steps``, the lines of Python that it ran, are counted inside, so a submission can lie about
+    them; ``outside_seconds``, CPU time, are read from outside, and coarse."""
+
+    result: Any
+    steps: int
+    outside_seconds: float
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one call cost.
 
@@ -107,7 +117,7 @@ class Journal:
 
     Of large arrays a sample is kept: enough to tell answers apart, and replays of many mistakes fit into memory.
     ``exchanges`` are the requests and replies themselves, from which the calls can be repeated without the test; None
-    where they cannot: a trace's reply also says what the call has cost, and large arrays are not kept.
+    where they cannot: some replies also say what the call has cost, and large arrays are not kept.
     """
 
     entries: list[tuple[str, Any]] = field(default_factory=list)
@@ -123,7 +133,7 @@ class Journal:
         if self.exchanges is None:
             return
         self._bytes += sum(map(_array_bytes, (request["arguments"], reply.get("value"))))
-        if request["op"] == "trace" or self._bytes > KEPT:
+        if request["op"] in ("pace", "trace") or self._bytes > KEPT:
             self.exchanges = None
         else:
             self.exchanges.append((request, reply))
@@ -194,6 +204,10 @@ class Student:
         output, gradients, _ = self._pair(self._ask("vjp", {"name": name}, args, kwargs), 3)
         return output, gradients
 
+    def pace(self, name: str, /, *args: Any, **kwargs: Any) -> Pace:
+        """What the call returns, and how it went; a trace says more, and takes ten times as long of a small call."""
+        return self._pace({"name": name}, args, kwargs)
+
     def trace(self, name: str, /, *args: Any, **kwargs: Any) -> Trace:
         """What the call returns and costs."""
         return self._trace({"name": name}, args, kwargs)
@@ -221,10 +235,10 @@ class Student:
         seed, self._seed = self._seed, None  # the first call plants it
         return {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": seed}
 
-    def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+    def _measured(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> tuple[Any, Reading]:
         for _ in self._read_all([]):  # what comes before is no part of the cost
             pass
-        message = self._message("trace", target, args, kwargs)
+        message = self._message(op, target, args, kwargs)
         readings: list[Reading] = []
 
         def measured() -> dict[str, Any]:
@@ -233,7 +247,17 @@ class Student:
             return reply
 
         # One call for all readings: of two, the second could be answered from what the first left behind.
-        cost = self._read(message, measured)
+        return self._read(message, measured), readings[0]
+
+    def _pace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Pace:
+        found, reading = self._measured("pace", target, args, kwargs)
+        try:
+            return Pace(found["result"], int(found["steps"]), reading.seconds)
+        except Exception:
+            raise Crashed("its process sent an answer that is none") from None
+
+    def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
+        cost, reading = self._measured("trace", target, args, kwargs)
         try:
             peak = int(cost["peak_bytes"])
             return Trace(
@@ -247,8 +271,8 @@ class Student:
                 launches=int(cost["launches"]),
                 programs=int(cost["programs"]),
                 multiplications=int(cost["multiplications"]),
-                outside_bytes=peak if readings[0].bytes is None else readings[0].bytes,
-                outside_seconds=readings[0].seconds,
+                outside_bytes=peak if reading.bytes is None else reading.bytes,
+                outside_seconds=reading.seconds,
             )
         except Exception:
             raise Crashed("its process sent an answer that is none") from None
@@ -343,6 +367,10 @@ class Module:
         answer = self._student._ask("vjp", {"handle": self.handle.number}, args, kwargs)
         output, by_input, by_parameter = Student._pair(answer, 3)
         return output, by_input, by_parameter
+
+    def pace(self, *args: Any, **kwargs: Any) -> Pace:
+        """What a call of the object returns, and how it went."""
+        return self._student._pace({"handle": self.handle.number}, args, kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
         """What a call of the object returns and costs."""

@@ -12,6 +12,7 @@ import sys
 import traceback
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import FrameType
@@ -48,11 +49,12 @@ class Workbench:
     def __init__(self, namespace: dict[str, Any]) -> None:
         self._namespace = namespace
         self._handles: dict[int, Any] = {}
+        self._has_kernels = kernels.among(namespace)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
-        A request holds ``op`` (call, after, vjp, trace), ``name`` or ``handle`` with an optional ``method``, the
+        A request holds ``op`` (call, after, vjp, pace, trace), ``name`` or ``handle`` with an optional ``method``, the
         encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before. Or
         it holds ``requests``, whose ``replies`` go as far as the first error.
         """
@@ -63,9 +65,9 @@ class Workbench:
                 _seed(int(request["seed"]))
                 self._handles.clear()
             args, kwargs = decode(request["arguments"], handles=self._handles, generators=True)
-            operation = {"call": _call, "after": _after, "vjp": _vjp, "trace": _trace}[request["op"]]
+            operation = {"call": _call, "after": _after, "vjp": _vjp, "pace": _pace, "trace": _trace}[request["op"]]
             target = self._target(request)
-            with kernels.poisoned(self._namespace):
+            with kernels.poisoned() if self._has_kernels else nullcontext():
                 return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
         except BaseException as error:
             return {"error": describe(error)}
@@ -260,7 +262,8 @@ def _elements(value: Any) -> int:
     return max(map(_elements, value), default=0) if isinstance(value, (tuple, list)) else 0
 
 
-def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+def _counted(target: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, int]:
+    """What a call returns, and how many lines of Python it ran."""
     steps = 0
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
@@ -268,6 +271,21 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
         steps += event == "line"
         return count
 
+    previous = sys.gettrace()
+    sys.settrace(count)
+    try:
+        result = target(*args, **kwargs)
+    finally:
+        sys.settrace(previous)
+    return result, steps
+
+
+def _pace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    result, steps = _counted(target, args, kwargs)
+    return {"result": result, "steps": steps}
+
+
+def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     recorder = _Recorder()
     already = tracemalloc.is_tracing()
     if not already:
@@ -276,12 +294,7 @@ def _trace(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str
         with recorder, kernels.metering() as meter:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            previous = sys.gettrace()
-            sys.settrace(count)
-            try:
-                result = target(*args, **kwargs)
-            finally:
-                sys.settrace(previous)
+            result, steps = _counted(target, args, kwargs)
             peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         if not already:

@@ -112,7 +112,7 @@ def at_most_seconds(call: Callable[[], float], limit: float, *, what: str) -> No
     tenth of it. A busy machine adds to CPU time and never takes from it, so the least of up to three calls counts.
 
     Args:
-        call: draws new inputs, makes the call, judges its result, and returns the trace's ``outside_seconds``.
+        call: draws new inputs, makes the call, judges its result, and returns its ``outside_seconds``.
         limit: in seconds.
         what: how to call it in a message; the measured time stays out of it, which differs from run to run.
     """
