@@ -365,7 +365,7 @@ def test_steps_grow_with_a_loop_and_not_with_one_operation(either, op):
     loops = [measure("by_loop", x) for x in (small, large)]
     assert [found.result for found in loops] == [25.0, 160_000.0]
     assert loops[0].steps < 100 < 160_000 < loops[1].steps
-    assert 1e-3 < loops[1].outside_seconds
+    assert loops[1].outside_seconds > 1e-3
     at_once = [measure("at_once", x) for x in (small, large)]
     assert at_once[0].steps == at_once[1].steps < 10
     assert at_once[1].outside_seconds < loops[1].outside_seconds
@@ -715,8 +715,8 @@ LIES = {
     "an endless cell": frame({"cell": math.inf}),
     "a cell before the first": frame({"cell": -1}),
     "a cell after the last": frame({"cell": 10**6}),
-    "a fault of text": frame({"done": 0, "error": "x"}),
-    "bases of lists": frame({"done": 0, "error": {"bases": [[1]], "line": {}}}),
+    "a fault of text": frame({"cell": 2, "error": "x"}),
+    "bases of lists": frame({"cell": 2, "error": {"bases": [[1]], "line": {}}}),
     "ready": frame({"ready": True}),
 }
 

@@ -188,13 +188,12 @@ def serve(descriptor: int) -> None:
     connection = socket.socket(fileno=descriptor)
     _silence()
     order = receive(connection)
-    shell = _shell
+    shell, error = _shell, None
     for index, source in enumerate(order["cells"]):
-        if index in order["skip"]:
-            continue
-        send(connection, {"cell": index})
-        send(connection, {"done": index, "error": _run_cell(shell, index, source)})
-    send(connection, {"ready": True})
+        if index not in order["skip"]:
+            send(connection, {"cell": index, "error": error})  # what the cell before it raised
+            error = _run_cell(shell, index, source)
+    send(connection, {"ready": True, "error": error})
     bench = Workbench(shell.user_ns)
     while True:
         try:

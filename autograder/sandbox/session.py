@@ -33,6 +33,7 @@ WALL_FACTOR, WALL_GRACE = 6.0, 20.0  # code that sleeps uses no CPU time; a load
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
+_LIBC = ctypes.CDLL(None)
 CORES = os.sched_getaffinity(0)  # on which this process may run when no submission is in the jail
 
 
@@ -67,7 +68,7 @@ class Session:
     def __enter__(self) -> Session:
         self._server = self._server or jail_server()
         # Grader and submission take turns. On two cores each would wake the other up from sleep, a fifth of all time.
-        os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})
+        os.sched_setaffinity(0, {_LIBC.sched_getcpu()})
         try:
             with contextlib.suppress(StudentError):
                 self._ensure()
@@ -222,6 +223,8 @@ class Session:
             send(connection, {"cells": self._cells, "skip": sorted(self._skip)})
             while True:
                 reply = self._receive()
+                if reply.get("error") is not None:
+                    self._note(current, reply["error"])
                 if reply.get("ready"):
                     # What runs beside a call is not measured with it.
                     if not outside.leave_alone(self._child.pid):
@@ -233,8 +236,6 @@ class Session:
                 if "cell" in reply:
                     current = self._next_cell(reply["cell"], current)
                     self.allow(CELL_SECONDS)
-                elif reply.get("error") is not None:
-                    self._note(current, reply["error"])
         except (TimedOut, OutOfMemory) as error:
             self._end(kill=True)
             self._give_up(current, error.outcome, str(error))

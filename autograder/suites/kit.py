@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -184,31 +185,34 @@ def same(answer: Any, expected: Sequence[Any], names: Sequence[str], what: str, 
 
 def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: float | None, dtype: bool) -> None:
     if isinstance(expected, torch.Tensor):
-        require(isinstance(actual, torch.Tensor), f"{what}: it is {_kind(actual)}, where a torch tensor was expected")
-    else:
-        require(
-            isinstance(actual, (np.ndarray, np.generic)),
-            f"{what}: it is {_kind(actual)}, where a NumPy array was expected",
-        )
-    shape, wanted = tuple(actual.shape), tuple(expected.shape)
-    require(shape == wanted, f"{what}: its shape is {shape_of(actual)}, where {wanted} was expected")
-    kind, wanted_kind = str(actual.dtype).removeprefix("torch."), str(expected.dtype).removeprefix("torch.")
-    require(not dtype or kind == wanted_kind, f"{what}: its dtype is {kind}, where {wanted_kind} was expected")
+        if not isinstance(actual, torch.Tensor):
+            raise Wrong(f"{what}: it is {_kind(actual)}, where a torch tensor was expected")
+    elif not isinstance(actual, (np.ndarray, np.generic)):
+        raise Wrong(f"{what}: it is {_kind(actual)}, where a NumPy array was expected")
+    if actual.shape != expected.shape:
+        raise Wrong(f"{what}: its shape is {shape_of(actual)}, where {tuple(expected.shape)} was expected")
+    kind, wanted_kind = _name_of(actual.dtype), _name_of(expected.dtype)
+    if dtype and kind != wanted_kind:
+        raise Wrong(f"{what}: its dtype is {kind}, where {wanted_kind} was expected")
     a, e = _double(actual), _double(expected)
-    finite = np.isfinite(e)
-    if not (finite.all() and np.isfinite(a).all()):
+    if not e.size:
+        return
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity, the largest less the smallest
+        off = np.abs(a - e)
+    error, scale = float(off.max()), float(np.abs(e).max())
+    if not np.isfinite(error + scale):
+        finite = np.isfinite(e)
         if not np.array_equal(np.isnan(a), np.isnan(e)):
             raise Wrong(f"{what}: {int(np.isnan(a).sum())} of {a.size} values are NaN")
         if not (np.array_equal(np.isposinf(a), np.isposinf(e)) and np.array_equal(np.isneginf(a), np.isneginf(e))):
             raise Wrong(f"{what}: its infinite values stand in the wrong places")
-        a, e = a[finite], e[finite]
-    if not e.size:
-        return
-    off = np.abs(a - e)
-    error, scale = float(off.max()), float(np.abs(e).max())
+        if not finite.any():
+            return
+        off = off[finite]
+        error, scale = float(off.max()), float(np.abs(e[finite]).max())
     if wanted_kind.startswith(("bool", "int", "uint")):
-        wrong = int(np.sum(a != e))
-        require(wrong == 0, f"{what}: {wrong} of {finite.size} values are wrong")
+        wrong = int(np.sum(off != 0))
+        require(wrong == 0, f"{what}: {wrong} of {e.size} values are wrong")
         return
     if rtol is None:
         rtol = _RTOL.get(wanted_kind, 1e-9) if atol is None else 0.0
@@ -216,6 +220,11 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
     if not _gauge(what, error, max(allowed, 1e-300)):
         share = float(np.mean(off > allowed))
         raise Wrong(f"{what}: {share:.0%} of the values are off, by up to {error:.3g} where {allowed:.1g} is allowed")
+
+
+@cache
+def _name_of(dtype: torch.dtype | np.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _double(value: Any) -> np.ndarray:

@@ -206,8 +206,7 @@ for number in range(3, 64):
 def serve():
     line = socket.socket(fileno=wire)
     time.sleep(0.2)
-    protocol.send(line, {"done": 3, "error": None})
-    protocol.send(line, {"ready": True})
+    protocol.send(line, {"ready": True, "error": None})
     bench = workbench.Workbench(space)
     while True:
         protocol.send(line, bench.answer(protocol.receive(line)))

@@ -378,7 +378,7 @@ def blames_another_cell():
         WIRE,
         """
 for cell in (5, -1, 2**62, 1.5, "3", None, [1], True):
-    say(form({"cell": cell}) + form({"done": cell, "error": {"bases": [cell, {}], "line": cell}}))
+    say(form({"cell": cell}) + form({"cell": cell, "error": {"bases": [cell, {}], "line": cell}}))
 """,
         WRONG_MASK,
     )
@@ -396,7 +396,7 @@ def lets_a_forked_process_answer():
         WRONG_MASK,
         """
 if os.fork() == 0:
-    say(form({"done": 2, "error": None}) + form({"ready": True}))
+    say(form({"ready": True, "error": None}))
     for n in range(40):
         say(form({"value": coded(np.tri(n % 9 + 1, dtype=bool)), "outcome": "passed"}))
         time.sleep(0.01)
