@@ -23,8 +23,8 @@ from autograder import course
 from autograder.grading.forbidden import forbidden_calls, read
 from autograder.grading.intake import read_notebook
 from autograder.grading.judge import _judged_alike
-from autograder.grading.secret import course_secret
-from autograder.grading.suite import Suite, own_seed, seed_of, suite
+from autograder.grading.secret import course_secret, own_seed, seed_of
+from autograder.grading.suite import Suite, suite
 from autograder.sandbox import child, workbench
 from autograder.sandbox.protocol import Handle
 from autograder.sandbox.student import Module, Reading, Student, _error

@@ -39,7 +39,8 @@ def judged_once(data, slug, secret):
 
 def work(data, slug, student, secret, known):
     """What a worker does in place of `autograder.grading.run._work`."""
-    from autograder.grading.cache import basis, fingerprint, student_seed
+    from autograder.grading.cache import basis, fingerprint
+    from autograder.grading.secret import student_seed
 
     mark, seed = fingerprint(slug, student, data, secret), student_seed(secret, slug, student)
     result = replace(judged_once(data, slug, secret), student=student, seed=seed, fingerprint=mark, basis=basis(slug))

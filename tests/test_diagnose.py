@@ -11,7 +11,8 @@ from autograder import course
 from autograder.answers import Answer, shelf
 from autograder.grading import diagnose
 from autograder.grading.judge import outcome_of
-from autograder.grading.suite import Verdict, own_seed, seed_of, suite
+from autograder.grading.secret import own_seed, seed_of
+from autograder.grading.suite import Verdict, suite
 from autograder.sandbox.student import Direct, Student
 
 SEEDS = partial(seed_of, b"replays", "additive", "s001")

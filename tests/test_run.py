@@ -27,6 +27,17 @@ SUITE, ANSWERS = "autograder/suites/test_additive.py", "autograder/answers/addit
 REFERENCE, SHEET = "solutions/additive.py", "chapters/additive/exercises.md"
 
 
+ATTN = """
+import sys
+from autograder.cli import main
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        print([name for name in ("torch", "triton", "matplotlib", "pytest") if name in sys.modules], file=sys.stderr)
+"""
+
+
 def copy_of_the_course(folder: Path) -> Path:
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -234,10 +245,12 @@ def test_a_regrade_after_one_suite_changed(tmp_path):
 
     def attn_grade(*options: str) -> tuple[str, list[dict], set[str]]:
         ran.write_text("")
-        command = [sys.executable, "-m", "autograder.cli", "grade", str(tmp_path / "class"), "--workers", "1"]
+        command = [sys.executable, "-c", ATTN, "grade", str(tmp_path / "class"), "--workers", "1"]
         command += ["--json", str(tmp_path / "out.json"), *options]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        # Who sends jobs out and writes results down does not load what judges: it takes seconds, and a quarter GiB.
+        assert done.stderr.split()[-1] == "[]"
         return done.stdout, json.loads((tmp_path / "out.json").read_text()), set(ran.read_text().split())
 
     everything = {name for exercise in EVERY for name in hidden_tests_of(folder, exercise)}

@@ -24,7 +24,8 @@ from autograder.authoring.build import build, instructor_notebook, marked
 from autograder.course import Exercise
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
-from autograder.grading.suite import Verdict, seed_of, suite
+from autograder.grading.secret import seed_of
+from autograder.grading.suite import Verdict, suite
 from autograder.grading.worker import begin, settle, sweep
 from autograder.sandbox.session import Session
 

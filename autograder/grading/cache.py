@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import platform
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,14 +27,14 @@ from autograder import course
 from autograder.course import Exercise
 from autograder.grading.forbidden import plain_python
 from autograder.grading.result import ExerciseResult, SubmissionResult
-from autograder.grading.suite import student_seed
-from autograder.sandbox import kernels
+from autograder.grading.secret import student_seed
 
 Basis = dict[str, Any]
 
 TOOL = Path(__file__).resolve().parent.parent
-LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *["triton"] * kernels.FOUND)
-GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "cache")
+_TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # it exists for Linux only
+LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *_TRITON)
+GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "secret", "cache")
 _DYNAMIC = frozenset(("globals", "vars", "eval", "exec", "importlib", "__import__"))
 _WHY = {
     "grader": "the grader changed",

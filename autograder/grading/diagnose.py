@@ -23,7 +23,8 @@ import torch
 
 from autograder.answers import Answer, shelf
 from autograder.course import Exercise, definitions
-from autograder.grading.suite import Run, Verdict, own_seed, suite
+from autograder.grading.secret import own_seed
+from autograder.grading.suite import Run, Verdict, suite
 from autograder.sandbox import kernels
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student

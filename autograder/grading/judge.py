@@ -15,8 +15,8 @@ from autograder.grading.cache import disturbs, known_still
 from autograder.grading.forbidden import Finding, Reach, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
-from autograder.grading.secret import course_secret
-from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, own_seed, seed_of, student_seed, suite
+from autograder.grading.secret import course_secret, own_seed, seed_of, student_seed
+from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, suite
 from autograder.sandbox import native
 from autograder.sandbox.errors import SandboxUnavailable, StudentError
 from autograder.sandbox.jail import Limits

@@ -30,7 +30,6 @@ from autograder import CourseError, course
 from autograder.authoring.build import build
 from autograder.grading.cache import basis, fingerprint, still_true, why
 from autograder.grading.collect import Collected, CollectError, Problem, Roster, Submission, find_submissions
-from autograder.grading.judge import judge_notebook
 from autograder.grading.record import (
     Recorder,
     RecordError,
@@ -351,6 +350,8 @@ def _work(
     data: bytes, slug: str, student: str, secret: bytes, known: tuple[ExerciseResult, ...]
 ) -> tuple[SubmissionResult, int]:
     """One submission judged, and how many of its exercises were; runs in a worker."""
+    from autograder.grading.judge import judge_notebook  # who sends the jobs out need not load what judges with
+
     with _one_at_a_time:  # a suite seats one submission, and a Dask worker may have many threads
         settle(slug)
         result = judge_notebook(data, slug, student, secret=secret, known=known)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import inspect
 import os
 import warnings
@@ -138,22 +136,3 @@ def _hidden_test(item: pytest.Item, path: Path) -> HiddenTest:
 def suite(slug: str) -> Suite:
     """The chapter's suite, collected once in this process."""
     return Suite(slug)
-
-
-def seed_of(secret: bytes, assignment: str, student: str, test: str) -> int:
-    """The seed from which a test draws its numbers: an HMAC, so that nobody without the secret can know it.
-
-    It depends on neither the notebook's text nor the time: white space cannot reroll it, and a regrade repeats it.
-    """
-    digest = hmac.new(secret, f"{assignment}/{student}/{test}".encode(), hashlib.sha256).digest()
-    return int.from_bytes(digest[:16], "big")
-
-
-def student_seed(secret: bytes, assignment: str, student: str) -> str:
-    """What a result shows of the numbers that a student met: the same mark means the same numbers."""
-    return f"{seed_of(secret, assignment, student, ''):032x}"[:16]
-
-
-def own_seed(seed: int) -> int:
-    """The seed for what a submission draws by itself; it tells nothing of the test's own."""
-    return int.from_bytes(hashlib.sha256(f"submission {seed}".encode()).digest()[:4], "big")
