@@ -184,8 +184,10 @@ def test_additive_scores_project_each_token_once(student, rng):
     queries, keys = rng.normal(size=(192, 120)), rng.normal(size=(180, 130))
     w_q, w_k, v = rng.normal(size=(120, 2)) / 10, rng.normal(size=(130, 2)) / 10, rng.normal(size=2)
     trace = student.trace("additive_scores", queries, keys, w_q, w_k, v)
-    expected = np.tanh((queries @ w_q)[:, None] + (keys @ w_k)[None]) @ v
-    close(trace.result, expected, what="additive scores")
+    require(np.shape(trace.result) == (192, 180), "The result should hold a score for each query and each key.")
+    some = rng.choice(len(queries), 24)
+    expected = np.tanh((queries[some] @ w_q)[:, None] + keys @ w_k) @ v
+    close(trace.result[some], expected, what="additive scores")
     at_most(trace.peak_bytes, 8 * MIB, what="bytes in use at the same time")
     at_most(trace.outside_bytes, 24 * MIB, what="growth of the process")
 
@@ -823,7 +825,7 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
 def test_steps_for_other_kernels_and_dilations(student, rng):
     """Other widths of the kernel and other bases of the dilation, also base 1."""
     for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1)):
-        distances = [int(d) for d in rng.integers(20, 200, size=2)]
+        distances = [int(d) for d in rng.integers(20, 120, size=2)]
         cases = list(itertools.product(distances, ("cnn", "dilated_cnn")))
         answers = student.each("steps_to_connect", cases, kernel_size=kernel_size, dilation=dilation)
         for (distance, layer), answer in zip(cases, answers, strict=True):
