@@ -7,6 +7,7 @@ sentence of a named mistake, and points.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.reporting.words import chapter, number, outcome, render
@@ -48,11 +49,13 @@ def feedback_page(result: SubmissionResult, *, name: str | None = None, penalty:
     )
 
 
+@lru_cache(maxsize=256)  # whoever passed an exercise reads the same
 def exercise_html(exercise: ExerciseResult) -> str:
     """One exercise's feedback as a piece of HTML, for the output below its check cell."""
     return render("exercise.html.j2", exercise=exercise)
 
 
+@lru_cache(maxsize=256)
 def exercise_text(exercise: ExerciseResult) -> str:
     """The same in plain text."""
     state = outcome(exercise.outcome)

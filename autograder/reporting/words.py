@@ -119,6 +119,7 @@ def chapter(slug: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+@lru_cache(maxsize=1024)
 def prose(text: str) -> Markup:
     """Text with `code` in backticks as code, and everything else as it stands.
 
