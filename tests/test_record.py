@@ -196,7 +196,7 @@ def rows(gradebook):
             (grade.name, grade.auto_score, grade.manual_score, grade.extra_credit, grade.needs_manual_grade)
             for grade in notebook.grades
         )
-        found += sorted((each.name, each.auto_comment or "", each.manual_comment) for each in notebook.comments)
+        found += sorted(((each.name, each.auto_comment, each.manual_comment) for each in notebook.comments), key=str)
     return found
 
 
@@ -218,6 +218,7 @@ def test_a_first_submission_leaves_the_rows_that_nbgrader_makes(tmp_path, monkey
         with Recorder(course, roster=roster) as recorder:
             recorder.prepare(SLUG)
             recorder.gradebook.update_or_create_assignment(SLUG, duedate=moment)
+            recorder.gradebook.update_or_create_student("s001", first_name="Another", lms_user_id="7")
             done = [recorder.record(judged(data), data, timestamp=moment)]
             done.append(recorder.record(invalid(b"", "s002"), b""))
             done.append(recorder.record(judged(data, "s003"), data, timestamp=datetime(2026, 10, 2)))
@@ -458,7 +459,6 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_record import judged, submission
 from autograder.grading import record
-from autograder.grading.collect import Roster, RosterEntry
 count = 0
 def die(event, arguments):
     global count

@@ -715,8 +715,8 @@ LIES = {
     "an endless cell": frame({"cell": math.inf}),
     "a cell before the first": frame({"cell": -1}),
     "a cell after the last": frame({"cell": 10**6}),
-    "a fault of text": frame({"cell": 2, "error": "x"}),
-    "bases of lists": frame({"cell": 2, "error": {"bases": [[1]], "line": {}}}),
+    "a fault of text": frame({"cell": 1, "error": "x"}),
+    "bases of lists": frame({"cell": 1, "error": {"bases": [[1]], "line": {}}}),
     "ready": frame({"ready": True}),
 }
 

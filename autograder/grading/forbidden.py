@@ -436,8 +436,12 @@ def _findings(statement: _Statement, wanted: tuple[str, ...], reach: Reach) -> l
 def _found(reading: _Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[Finding]:
     for node, scope in reading.walk:
         for name in _library_names(node, scope, reach):
-            if (hit := _hit(name, wanted)) is not None:
+            hit = (_hit if len(name) <= _MOST_LETTERS else _hit.__wrapped__)(name, wanted)
+            if hit is not None:
                 yield Finding(hit, getattr(node, "lineno", 0))
+
+
+_MOST_LETTERS = 200  # of a name that is remembered: a notebook could make each of them as long as it is itself
 
 
 @lru_cache(maxsize=4096)

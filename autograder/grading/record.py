@@ -482,11 +482,14 @@ class Recorder:
         from sqlalchemy import insert, select
 
         session, cells = self.gradebook.db, BaseCell.__table__
-        assignment = session.execute(
-            select(Assignment.id, Assignment.duedate, Notebook.id.label("notebook"))
+        notebooks = session.execute(
+            select(Assignment.id, Assignment.duedate, Notebook.id.label("notebook"), Notebook.name)
             .join(Notebook, Notebook.assignment_id == Assignment.id)
-            .where(Assignment.name == result.assignment, Notebook.name == NOTEBOOK)
-        ).one()
+            .where(Assignment.name == result.assignment)
+        ).all()
+        if [each.name for each in notebooks] != [NOTEBOOK]:  # somebody added one with nbgrader, which knows what to do
+            return None
+        (assignment,) = notebooks
         of_student = select(SubmittedAssignment.id).where(
             SubmittedAssignment.assignment_id == assignment.id, SubmittedAssignment.student_id == result.student
         )

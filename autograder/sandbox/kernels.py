@@ -88,7 +88,7 @@ def word_of(error: BaseException) -> str:
 
 def among(namespace: Mapping[str, Any]) -> bool:
     """Whether a namespace holds kernels."""
-    return any(type(value).__module__.startswith("triton.runtime") for value in namespace.values())
+    return any(str(type(value).__module__).startswith("triton.runtime") for value in list(namespace.values()))
 
 
 @contextmanager

@@ -113,7 +113,7 @@ class Session:
         if not messages:
             return
         replies = self.request({"requests": list(messages)}).get("replies")
-        if not isinstance(replies, list) or not _answer(replies, len(messages)):
+        if not isinstance(replies, list) or not _can_answer(replies, len(messages)):
             self._end(kill=True)
             raise Crashed("its process sent an answer that is none")
         yield from map(self._believable, replies)
@@ -267,11 +267,11 @@ class Session:
         self.faults[cell] = CellFault(cell, outcome, error)
 
 
-def _answer(replies: list[Any], count: int) -> bool:
+def _can_answer(replies: list[Any], count: int) -> bool:
     """Whether these can be the replies to so many requests: one each, or fewer up to an error."""
     if not all(isinstance(reply, dict) for reply in replies):
         return False
-    return len(replies) == count or (bool(replies) and "error" in replies[-1])
+    return len(replies) == count or (0 < len(replies) < count and "error" in replies[-1])
 
 
 class _Watched:

@@ -46,7 +46,8 @@ class Transport(Protocol):
         ...
 
     def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The workbench's replies to requests that do not wait for each other's replies; none follows an error."""
+        """The workbench's replies to requests that do not wait for each other's; what follows an error is left out, or
+        is not to be asked for."""
         ...
 
     def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
@@ -187,7 +188,9 @@ class Student:
         """What ``name`` returns for one tuple of arguments after the other.
 
         The calls travel together, which takes a fraction of the time of as many journeys. So none of them may depend on
-        what another returned, and after one that raises there is no further value.
+        what another returned, nothing else may be asked before the last value is taken, and after one that raises there
+        is no further value. All are made before the first value is looked at: where a wrong answer to one may let
+        another hang, ask one by one.
         """
         return self._read_all([self._message("call", {"name": name}, args, kwargs) for args in calls])
 
@@ -292,6 +295,8 @@ class Student:
             self.journal.keep(message, reply)
             value = self._understood(reply)
         except StudentError as error:
+            if not isinstance(error, (Raised, NotAttempted)):  # the process may be another one from here on
+                self._seed = message["seed"]
             self.journal.note_error(error)
             raise
         self.journal.note(value)

@@ -244,3 +244,35 @@ def bilinear_scores(queries, keys, w):
 """,
         reference("softmax", ADDITIVE),
     )
+
+
+@attack(
+    tries="Loops over positions inside map: few steps, no lie, and the least that a loop in Python can take.",
+    stopped=_STEPS,
+    slug=ADDITIVE,
+    wrong="additive_scores bilinear_scores",
+    partial=True,
+    full="softmax",
+    cpu=20,
+)
+def loops_inside_map():
+    return (
+        """
+def by_map(function, *arrays):
+    lead = np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
+    flat = [np.broadcast_to(a, (*lead, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in arrays]
+    found = list(map(function, *flat))
+    shape = (*lead, arrays[0].shape[-2], arrays[1].shape[-1])
+    return np.array(found).reshape(shape) if found else np.zeros(shape, arrays[0].dtype)
+def additive_scores(queries, keys, w_q, w_k, v):
+    query_part, key_part = (queries @ w_q)[..., None, :], (keys @ w_k)[..., None, :, :]
+    rows = key_part.shape[:-3] + (query_part.shape[-3],) + key_part.shape[-2:]
+    keys_again = np.broadcast_to(key_part, rows).reshape(-1, *rows[-2:])
+    hidden = list(map(np.add, query_part.reshape(-1, 1, w_q.shape[1]), keys_again))
+    found = list(map(np.matmul, map(np.tanh, hidden), [v] * len(hidden)))
+    return np.array(found).reshape(*queries.shape[:-1], keys.shape[-2])
+def bilinear_scores(queries, keys, w):
+    return by_map(np.matmul, queries @ w, keys.swapaxes(-1, -2))
+""",
+        reference("softmax", ADDITIVE),
+    )
