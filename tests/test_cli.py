@@ -255,6 +255,8 @@ def interrupted(request, copied, tmp_path):
         command = ["grade", str(request.getfixturevalue("class_of_many")), "--workers", "2"]
         command += ["--db", f"sqlite:///{tmp_path}/gradebook.db"]
     command += ["--json", str(tmp_path / "out.json")]
+    # Where the tests run in the background, Ctrl-C is ignored, and what they start would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "autograder.cli", *command],
         cwd=ROOT,
@@ -264,6 +266,7 @@ def interrupted(request, copied, tmp_path):
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     with process:
         deadline = time.monotonic() + 240
         while not at_work(process):
