@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import msgpack
@@ -408,6 +410,30 @@ def test_grader_and_submission_share_a_core_and_the_grader_is_free_again_afterwa
         assert os.sched_getaffinity(fresh._child.pid) == os.sched_getaffinity(0)
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == CORES >= before
+
+
+_CLAIMING = """
+import os
+os.sched_setaffinity(0, {cores})
+from autograder.sandbox import session
+session.CLAIM = {name!r}
+held = [session._claimed_core() for _ in {cores}]
+print(*(core for core, claim in held if claim is not None))
+"""
+
+
+def test_no_two_pairs_share_a_core_while_one_is_free(monkeypatch):
+    monkeypatch.setattr(sessions, "CLAIM", "\0a test's core {}")
+
+    def claimed_elsewhere():
+        code = _CLAIMING.format(cores=CORES, name=sessions.CLAIM)
+        return set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split())
+
+    everywhere = {str(core).encode() for core in CORES}
+    with Session(CELLS):
+        (core,) = os.sched_getaffinity(0)
+        assert claimed_elsewhere() == everywhere - {str(core).encode()}
+    assert claimed_elsewhere() == everywhere  # what has ended has let go, here and there
 
 
 def test_cpu_time_is_also_read_from_outside(either):

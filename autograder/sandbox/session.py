@@ -32,6 +32,7 @@ DEAF_SECONDS = 60.0  # for a process to take what it is sent
 WALL_FACTOR, WALL_GRACE = 6.0, 20.0  # code that sleeps uses no CPU time; a loaded machine must not change a grade
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
+CLAIM = "\0attention-in-depth core {}"
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
 _LIBC = ctypes.CDLL(None)
 CORES = os.sched_getaffinity(0)  # on which this process may run when no submission is in the jail
@@ -63,12 +64,14 @@ class Session:
         self._skip: set[int] = set()
         self._deadline = time.monotonic() + WALL_FACTOR * self._limits.cpu_seconds + WALL_GRACE
         self._watched: _Watched | None = None
+        self._claim: socket.socket | None = None
         self.allow(self._limits.cpu_seconds)
 
     def __enter__(self) -> Session:
         self._server = self._server or jail_server()
         # Grader and submission take turns. On two cores each would wake the other up from sleep, a fifth of all time.
-        os.sched_setaffinity(0, {_LIBC.sched_getcpu()})
+        core, self._claim = _claimed_core()
+        os.sched_setaffinity(0, {core})
         try:
             with contextlib.suppress(StudentError):
                 self._ensure()
@@ -79,7 +82,9 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         self._end(kill=True)
-        os.sched_setaffinity(0, CORES)  # so that the scheduler finds an idle one for the next submission
+        os.sched_setaffinity(0, CORES)
+        if self._claim is not None:
+            self._claim.close()
 
     def allow(self, seconds: float) -> None:
         """Give the next calls together this much CPU time."""
@@ -265,6 +270,22 @@ class Session:
             raise SandboxUnavailable(f"the sandbox died before the first cell ran: {error}")
         self._skip.add(cell)
         self.faults[cell] = CellFault(cell, outcome, error)
+
+
+def _claimed_core() -> tuple[int, socket.socket | None]:
+    """A core on which no other pair of grader and submission runs, and the claim on it; where there is none, this one.
+
+    Two pairs on one core would stay there, each for as long as its submission takes, beside a core that idles. One
+    process of this machine can hold a socket's name, and the name is free again when that dies.
+    """
+    here = _LIBC.sched_getcpu()
+    for core in (here, *sorted(CORES - {here})):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with contextlib.suppress(OSError):
+            claim.bind(CLAIM.format(core))
+            return core, claim
+        claim.close()
+    return here, None
 
 
 def _can_answer(replies: list[Any], count: int) -> bool:
