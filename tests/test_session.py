@@ -435,6 +435,17 @@ def test_no_two_pairs_share_a_core_while_one_is_free(monkeypatch):
         assert claimed_elsewhere() == everywhere - {str(core).encode()}
     assert claimed_elsewhere() == everywhere  # what has ended has let go, here and there
 
+    broken = Session(CELLS)
+
+    def end_and_raise(kill, end=broken._end):
+        end(kill)
+        raise SandboxUnavailable
+
+    monkeypatch.setattr(broken, "_end", end_and_raise)
+    with pytest.raises(SandboxUnavailable), broken:
+        pass
+    assert (os.sched_getaffinity(0), claimed_elsewhere()) == (CORES, everywhere)
+
 
 def test_cpu_time_is_also_read_from_outside(either):
     x = np.ones((1000, 300))

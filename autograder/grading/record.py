@@ -476,7 +476,7 @@ class Recorder:
         """The rows of a student's first submission, and its score; None, and no row, for a later one or late work.
 
         They are what nbgrader's ``add_submission`` makes of objects, with grades and comments filled in. Most
-        submissions are of this kind, and to write their rows as such takes a fifth of the time.
+        submissions are of this kind, and to write their rows as such takes a quarter of the time.
         """
         from nbgrader.api import Assignment, BaseCell, Comment, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
         from sqlalchemy import insert, select

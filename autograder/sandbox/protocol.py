@@ -245,13 +245,14 @@ def _saved(arrays: dict[str, Any], spec: Callable[[Any], safetensors.TensorSpec]
 
 
 @cache
-def _name_of(dtype: torch.dtype | np.dtype) -> str:
+def name_of(dtype: torch.dtype | np.dtype) -> str:
+    """What a dtype is called, the same in NumPy and in torch: "float32"."""
     return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
 
 
 def _torch_spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
     return safetensors.TensorSpec(
-        dtype=_name_of(tensor.dtype),
+        dtype=name_of(tensor.dtype),
         shape=tensor.shape,
         data_ptr=tensor.data_ptr() or _SOMEWHERE.data_ptr(),
         data_len=tensor.numel() * tensor.element_size(),
@@ -260,7 +261,7 @@ def _torch_spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
 
 def _numpy_spec(array: np.ndarray) -> safetensors.TensorSpec:
     return safetensors.TensorSpec(
-        dtype=_name_of(array.dtype),
+        dtype=name_of(array.dtype),
         shape=array.shape,
         data_ptr=array.__array_interface__["data"][0],
         data_len=array.nbytes,

@@ -32,7 +32,7 @@ DEAF_SECONDS = 60.0  # for a process to take what it is sent
 WALL_FACTOR, WALL_GRACE = 6.0, 20.0  # code that sleeps uses no CPU time; a loaded machine must not change a grade
 HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
-CLAIM = "\0attention-in-depth core {}"
+CLAIM = "\0attention-in-depth core {}"  # a name without a file, held while a submission runs on that core
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
 _LIBC = ctypes.CDLL(None)
 CORES = os.sched_getaffinity(0)  # on which this process may run when no submission is in the jail
@@ -81,10 +81,12 @@ class Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._end(kill=True)
-        os.sched_setaffinity(0, CORES)
-        if self._claim is not None:
-            self._claim.close()
+        try:
+            self._end(kill=True)
+        finally:
+            os.sched_setaffinity(0, CORES)
+            if self._claim is not None:
+                self._claim.close()
 
     def allow(self, seconds: float) -> None:
         """Give the next calls together this much CPU time."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from autograder.sandbox.errors import Raised
+from autograder.sandbox.protocol import name_of
 from autograder.sandbox.student import Student
 
 KINDS = ("value", "property", "gradient", "edge", "cost")
@@ -191,7 +191,7 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
         raise Wrong(f"{what}: it is {_kind(actual)}, where a NumPy array was expected")
     if actual.shape != expected.shape:
         raise Wrong(f"{what}: its shape is {shape_of(actual)}, where {tuple(expected.shape)} was expected")
-    kind, wanted_kind = _name_of(actual.dtype), _name_of(expected.dtype)
+    kind, wanted_kind = name_of(actual.dtype), name_of(expected.dtype)
     if dtype and kind != wanted_kind:
         raise Wrong(f"{what}: its dtype is {kind}, where {wanted_kind} was expected")
     a, e = _double(actual), _double(expected)
@@ -220,11 +220,6 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
     if not _gauge(what, error, max(allowed, 1e-300)):
         share = float(np.mean(off > allowed))
         raise Wrong(f"{what}: {share:.0%} of the values are off, by up to {error:.3g} where {allowed:.1g} is allowed")
-
-
-@cache
-def _name_of(dtype: torch.dtype | np.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _double(value: Any) -> np.ndarray:
