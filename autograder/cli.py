@@ -177,6 +177,9 @@ def check(
     json_file: JsonFile = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many sets of hidden numbers each answer meets.")] = 5,
     workers: Workers = CORES,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write how each mistake ends each test; grading names it faster then.")
+    ] = False,
 ) -> None:
     """Judge the course itself: every right answer passes, every named mistake is caught and named."""
     from autograder.authoring.check import CheckReport
@@ -189,7 +192,7 @@ def check(
         with _explained():
             total = sum(len(course.sheet(name).exercises) for name in slugs)
             with _progress("exercises", total) as step:
-                report = judge(slugs, seeds=seeds, workers=workers, progress=step)
+                report = judge(slugs, seeds=seeds, workers=workers, recording=record, progress=step)
     finally:
         _write_json(json_file, report.as_json())
         _write_json(

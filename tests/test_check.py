@@ -14,8 +14,10 @@ from autograder.sandbox.student import Student
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Nine exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
-DEFECTS = ("sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless", "warmed")
+# Exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
+DEFECTS = (
+    "sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless", "warmed", "unsigned", "missigned"
+)  # fmt: skip
 
 SOLUTION = '''
 def {name}(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -155,6 +157,12 @@ def judged(tmp_path_factory):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     assert attn(root, "build").returncode == 0
+    attn(root, "check", "tiny", "--record", "--seeds", "1")
+    signatures = root / "autograder/answers/signatures/tiny.json"
+    recorded = json.loads(signatures.read_text())
+    recorded["exercises"]["unsigned"]["basis"] = "of an earlier suite"
+    recorded["exercises"]["missigned"]["mistakes"]["thrice"] = ".."
+    signatures.write_text(json.dumps(recorded))
     sheet = root / "chapters/tiny/exercises.md"
     sheet.write_text(sheet.read_text().replace("Welcome.", "Welcome back."))
     done = attn(root, "check", "tiny", "--seeds", "2", "--workers", "2", "--json", str(root / "out" / "check.json"))
@@ -168,7 +176,7 @@ def test_a_course_with_defects_does_not_hold(judged):
     assert report["schema"] == 1
     assert list(exercises) == list(DEFECTS)
     total = sum(len(exercise["mistakes"]) for exercise in exercises.values())
-    assert (report["caught"], report["total"]) == (total - 4, total)  # one passes, three have no name
+    assert (report["caught"], report["total"]) == (total - 5, total)  # one passes, four have no name
     for exercise in exercises.values():
         for problem in exercise["problems"]:
             assert problem[:60] in done.stdout
@@ -179,7 +187,10 @@ def test_a_sound_exercise_has_no_problem(judged):
     assert sound["problems"] == []
     assert (sound["reference"], sound["stub"], sound["points"]) == ("passed", "not_attempted", 2)
     assert sound["alternatives"] == [{"name": "sound_by_sum", "outcome": "passed"}]
-    assert sound["mistakes"] == [{"name": name, "caught": True, "named": True} for name in MISTAKES]
+    signature = {"test_sound_doubles": "F", "test_sound_of_nothing": "."}
+    assert sound["mistakes"] == [
+        {"name": name, "caught": True, "named": True, "signature": signature} for name in MISTAKES
+    ]
     assert sound["degenerate"] == dict.fromkeys(("none", "echo", "zeros", "ones", "nan"), 0)
 
 
@@ -232,6 +243,17 @@ def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
     assert sorted(exercises["lonely"]["problems"]) == ["no alternative answer", "the visible checks assert nothing"]
     assert exercises["broken"]["alternatives"] == [{"name": "broken_by_sum", "outcome": "failed"}]
     assert any(p.startswith("alternative broken_by_sum fails test_broken_") for p in exercises["broken"]["problems"])
+
+
+def test_signatures_that_are_missing_or_wrong_are_reported(judged):
+    (unsigned,) = judged[2]["unsigned"]["problems"]
+    assert unsigned.startswith("no signatures of its mistakes as they are now are on record")
+    assert unsigned.endswith("`attn check tiny --record` writes them")
+    assert all(mistake["named"] for mistake in judged[2]["unsigned"]["mistakes"])  # more slowly
+    wrong = [problem for problem in judged[2]["missigned"]["problems"] if "its signature says" in problem]
+    assert len(wrong) == 2  # at two seeds
+    assert all(p.startswith("mistake thrice: test_missigned_doubles is failed at seed") for p in wrong)
+    assert [m["name"] for m in judged[2]["missigned"]["mistakes"] if not m["named"]] == ["thrice"]
 
 
 def test_a_stale_notebook_and_too_few_mistakes_are_reported(judged):

@@ -272,6 +272,41 @@ def test_calls_that_travel_together_end_where_one_by_one_they_would(either):
     assert either.remember(0) == first + 3  # the call behind the one that raised was not made
 
 
+def test_outcomes_go_past_errors(either):
+    first = either.remember(0)
+    halved, refused, once_more = either.outcomes("divide_and_remember", [(4, 2), (1, 0), (6, 3)])
+    assert (halved, once_more) == (2, 2)
+    assert isinstance(refused, Raised) and refused.bases[0] == "ZeroDivisionError"
+    assert either.remember(0) == first + 4  # the call behind the one that raised was made too
+    assert [kind for kind, _ in either.journal.entries[-4:]] == ["value", "error", "value", "value"]
+    with pytest.raises(NotAttempted):
+        either.outcomes("nothing_of_that_name", [()])
+
+
+def test_what_is_made_later_is_made_once_and_before_it_is_used(either):
+    layer = either.make("Layer", 2)
+    other = either.make("Layer", 3)
+    weights = {"project.weight": torch.arange(6.0).reshape(3, 2), "project.bias": torch.ones(3)}
+    layer.load_state_dict(weights)
+    layer.eval()
+    x = torch.tensor([[1.0, 2.0]])
+    values = list(layer.each([(x,), (2 * x,)]))
+    expected = x @ weights["project.weight"].T + 1, 2 * x @ weights["project.weight"].T + 1
+    assert all(torch.equal(one, two) for one, two in zip(values, expected, strict=True))
+    assert torch.equal(layer(x), values[0])
+    assert other.state_dict()["project.weight"].shape == (3, 3)
+    nobody = either.make("Layer", "two")
+    with pytest.raises(Raised):
+        nobody.state_dict()
+
+
+def test_what_is_made_later_draws_after_the_seed(session):
+    session.allow(20)
+    at_once, later = (Student(session, 7) for _ in range(2))
+    weights = [at_once.Layer(4).state_dict(), later.make("Layer", 4).state_dict()]
+    assert torch.equal(*(state["project.weight"] for state in weights))
+
+
 def test_the_first_of_several_calls_plants_the_seed(either):
     def numbers(student):
         return torch.cat([draw[0] for draw in student.each("draws", [(), ()])])
@@ -790,9 +825,10 @@ def test_a_lie_in_a_cell_is_never_a_fault_of_the_grader(lie, stay):
 @pytest.mark.parametrize("replies", [3, [], [3], [{"value": encode(1)}], [{"value": encode(1)}] * 3, {"0": 1}])
 def test_replies_that_are_none_are_a_crash(replies):
     with Session([LIAR, f"def f(x):\n    lie({frame({'replies': replies})!r}, True)"], SMALL) as session:
-        session.allow(20)
-        with pytest.raises(Crashed):
-            list(Student(session).each("f", [(1,), (2,)]))
+        for ask in ("each", "outcomes"):
+            session.allow(20)
+            with pytest.raises(Crashed):
+                list(getattr(Student(session), ask)("f", [(1,), (2,)]))
         assert Student(session).honest() == 42
 
 

@@ -9,7 +9,7 @@ notebook too, among the examples and the other answers.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +22,7 @@ from autograder import course
 from autograder.answers import Answer, shelf
 from autograder.authoring.build import build, instructor_notebook, marked
 from autograder.course import Exercise
+from autograder.grading import signatures
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
 from autograder.grading.secret import seed_of
@@ -29,7 +30,6 @@ from autograder.grading.suite import Verdict, suite
 from autograder.grading.worker import begin, settle, sweep
 from autograder.sandbox.session import Session
 
-MARGIN = 2.0
 KERNEL_SHARE = 0.4  # of the seeds, for exercises with Triton kernels: the interpreter takes milliseconds for every tile
 TOGETHER = 5  # seeds judged in one process: its CPU time is limited to what one submission may use
 MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
@@ -109,7 +109,12 @@ class CheckReport:
 
 
 def check(
-    slugs: Sequence[str], *, seeds: int = 5, workers: int = 2, progress: Callable[[str], None] = lambda _: None
+    slugs: Sequence[str],
+    *,
+    seeds: int = 5,
+    workers: int = 2,
+    recording: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
     """Judge these chapters.
 
@@ -118,6 +123,7 @@ def check(
         seeds: how many different sets of hidden numbers each answer meets; fewer where there are kernels
             (``KERNEL_SHARE``).
         workers: processes.
+        recording: write the mistakes' signatures, instead of comparing them with those on record.
         progress: called with an exercise's id when it is done.
     """
     from autograder.authoring.coverage import coverage_problems
@@ -134,12 +140,15 @@ def check(
         whole = [pool.submit(notebook_problems, slug) for slug in slugs]
         # The dearest, kernels and late chapters, come first: else a worker stands idle while another is busy with one.
         ordered = sorted(exercises, key=_has_kernels)[::-1]
-        jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds)): e for e in ordered}
+        jobs = {pool.submit(check_exercise, e.slug, e.name, _seeds_for(e, seeds), recording): e for e in ordered}
         for job in as_completed(jobs):
             done[jobs[job].id] = job.result()
             progress(jobs[job].id)
         for notebook in whole:
             problems += notebook.result()
+    if recording:
+        for slug in slugs:
+            signatures.record(slug, {e: _signatures_of(done[e.id]) for e in exercises if e.slug == slug})
     return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
 
 
@@ -202,7 +211,7 @@ def notebook_problems(slug: str) -> list[str]:
     return problems
 
 
-def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
+def check_exercise(slug: str, name: str, seeds: int, recording: bool = False) -> ExerciseCheck:
     """Judge one exercise: every answer on the shelf, over several seeds."""
     settle(slug)
     exercise = next(e for e in course.sheet(slug).exercises if e.name == name)
@@ -215,8 +224,14 @@ def check_exercise(slug: str, name: str, seeds: int) -> ExerciseCheck:
         outcome = _right(exercise, f"alternative {answer.name}", answer.source, seeds, found)
         found.alternatives.append({"name": answer.name, "outcome": outcome})
     found.stub = _stub(exercise, found)
+    known = {} if recording else signatures.signatures(exercise)
+    if not known and not recording:
+        found.problems.append(
+            "no signatures of its mistakes as they are now are on record, so grading names them slowly; "
+            f"`attn check {slug} --record` writes them"
+        )
     for answer in shelf(slug).mistakes.get(name, []):
-        found.mistakes.append(_wrong(exercise, answer, seeds, found))
+        found.mistakes.append(_wrong(exercise, answer, seeds, found, known.get(answer.name, {})))
     for label, expression in DEGENERATE.items():
         cells = [module.text, _FILL + _degenerate(exercise, expression)]
         scores = [r.score for r in _judged(exercise, cells, seeds)]
@@ -272,7 +287,7 @@ def _right(exercise: Exercise, label: str, source: str, seeds: int, found: Exerc
 
 def _narrow(label: str, verdict: Verdict, where: str) -> Iterator[str]:
     for gauge in verdict.run.gauges if verdict.run else ():
-        if gauge.ratio * MARGIN > 1:
+        if gauge.ratio * signatures.MARGIN > 1:
             yield (
                 f"{label} passes {verdict.test.name} by too little {where}: "
                 f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
@@ -291,9 +306,13 @@ def _alone(exercise: Exercise, label: str, cells: Sequence[str]) -> Iterator[str
             yield from _narrow(label, verdict, where)
 
 
-def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck) -> dict[str, Any]:
+def _wrong(
+    exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck, signature: Mapping[str, str]
+) -> dict[str, Any]:
     caught = named = True
+    seen = []
     for seed, verdicts, result in _runs(exercise, _cells_with(exercise, answer.source), seeds):
+        seen.append(verdicts)
         if result.outcome == "passed":
             caught = named = False
             found.problems.append(f"mistake {answer.name} passes at seed {seed}")
@@ -308,13 +327,23 @@ def _wrong(exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck)
             tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
             found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
         for verdict in verdicts:
+            letter = signature.get(verdict.test.name, signatures.UNSURE)
+            if verdict.run and not signatures.agrees(letter, verdict.outcome):
+                found.problems.append(
+                    f"mistake {answer.name}: {verdict.test.name} is {verdict.outcome} at seed {seed}, and its "
+                    f"signature says {letter}; `attn check {exercise.slug} --record` writes it anew"
+                )
             for gauge in verdict.run.gauges if verdict.run and verdict.outcome == "failed" else ():
-                if 1 < gauge.ratio < MARGIN:
+                if 1 < gauge.ratio < signatures.MARGIN:
                     found.problems.append(
                         f"mistake {answer.name} fails {verdict.test.name} by too little at seed {seed}: "
                         f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
                     )
-    return {"name": answer.name, "caught": caught, "named": named}
+    return {"name": answer.name, "caught": caught, "named": named, "signature": signatures.over_seeds(seen)}
+
+
+def _signatures_of(found: ExerciseCheck) -> signatures.Signatures:
+    return {mistake["name"]: mistake["signature"] for mistake in found.mistakes}
 
 
 def _runs(

@@ -1,8 +1,8 @@
-"""Finds the named mistake behind a failure, by replaying every mistake on the very inputs that failed.
+"""Finds the named mistake behind a failure, by replaying mistakes on the very inputs that failed.
 
-A mistake is named if it alone returns what the submission returned in the failing tests (and fails and passes the same
-tests). Ambiguous means no name: a wrong explanation is worse than none. What reached a limit gets no name either: a
-test that did not end by itself is not replayed, and a mistake that does not end where the submission did is another.
+A mistake is named if it alone returns what the submission returned in the failing tests, and passes the others.
+Ambiguous means no name: a wrong explanation is worse than none. What reached a limit gets no name either: a test that
+did not end by itself is not replayed, and a mistake that does not end where the submission did is another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from autograder.answers import Answer, shelf
 from autograder.course import Exercise, definitions
 from autograder.grading.secret import own_seed
+from autograder.grading.signatures import UNSURE, agrees, signatures
 from autograder.grading.suite import Run, Verdict, suite
 from autograder.sandbox import kernels
 from autograder.sandbox.errors import StudentError
@@ -37,11 +38,16 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, np.dtype("float32"): 1e-
 def namespace_with(slug: str, answer: Answer) -> dict[str, Any]:
     """The reference module's namespace with one definition replaced."""
     module = importlib.import_module(f"solutions.{slug}")
-    if kernels.among(vars(module)):
+    if _has_kernels(slug):
         return _module_with(slug, answer)
     namespace = dict(vars(module))
     exec(_compiled(answer), namespace)
     return namespace
+
+
+@cache
+def _has_kernels(slug: str) -> bool:
+    return kernels.among(vars(importlib.import_module(f"solutions.{slug}")))
 
 
 @cache
@@ -70,10 +76,24 @@ def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callabl
     ran = [verdict for verdict in verdicts if verdict.run is not None]
     if any(verdict.outcome in ("timeout", "memory") for verdict in ran):
         return None
-    candidates = list(shelf(exercise.slug).mistakes.get(exercise.name, []))
+    known = signatures(exercise)
+
+    def letter(answer: Answer, verdict: Verdict) -> str:
+        return known.get(answer.name, {}).get(verdict.test.name, UNSURE)
+
+    candidates = [
+        answer
+        for answer in shelf(exercise.slug).mistakes.get(exercise.name, [])
+        if all(agrees(letter(answer, verdict), verdict.outcome) for verdict in ran)
+    ]
     # In any order the same mistakes are left; where cheap tests can tell them apart, few are left for the dear ones.
     for verdict in sorted(ran, key=_effort):
-        candidates = [answer for answer in candidates if _behaves_so(exercise, answer, verdict, seeds)]
+        candidates = [
+            answer
+            for answer in candidates
+            if (verdict.outcome == "passed" and letter(answer, verdict) != UNSURE)
+            or _behaves_so(exercise, answer, verdict, seeds)
+        ]
         if not candidates:
             return None
     return candidates[0] if len(candidates) == 1 else None
@@ -112,10 +132,14 @@ def _effort(verdict: Verdict) -> tuple[bool, float]:
 def _behaves_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
     """Whether one of our own answers, run through the same test in this process, does what the submission did."""
     with _Limit(verdict.test.mark.seconds) as limit:
+
+        def bench() -> Direct:
+            return _Ended(namespace_with(exercise.slug, answer), limit)
+
         try:
-            alike = _answers_so(exercise, answer, verdict)
+            alike = _answers_so(bench(), verdict)
             if alike is None:
-                alike = _ends_so(exercise, answer, verdict, seeds)
+                alike = _ends_so(bench(), exercise, verdict, seeds)
         except _Endless:
             return False
     return alike and not limit.reached
@@ -153,27 +177,42 @@ class _Limit:
         raise _Endless
 
 
-def _ends_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
-    """The same by running the whole test."""
+class _Ended(Direct):
+    """A bench that answers no more once the limit is reached; what it serves may catch the exception that ended it."""
+
+    def __init__(self, namespace: dict[str, Any], limit: _Limit) -> None:
+        super().__init__(namespace)
+        self._limit = limit
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """See :class:`Direct`."""
+        reply = super().request(message)
+        if self._limit.reached:
+            raise _Endless
+        return reply
+
+
+def _ends_so(bench: Direct, exercise: Exercise, verdict: Verdict, seeds: Callable[[str], int]) -> bool:
+    """Whether what is on the bench, run through the whole test, does what the submission did."""
     seed = seeds(verdict.test.name)
-    student = Student(Direct(namespace_with(exercise.slug, answer)), own_seed(seed))
-    student.journal = Journal(_Following(verdict.journal.entries))
+    student = Student(bench, own_seed(seed))
+    if verdict.outcome != "passed":
+        student.journal = Journal(_Following(verdict.journal.entries))
     run = suite(exercise.slug).run(verdict.test, student, np.random.default_rng(seed))
-    if isinstance(run.error, _Differs):
+    if _outcome(run) != verdict.outcome or isinstance(run.error, _Differs):
         return False
-    return _outcome(run) == verdict.outcome and len(student.journal.entries) == len(verdict.journal.entries)
+    return verdict.outcome == "passed" or len(student.journal.entries) == len(verdict.journal.entries)
 
 
-def _answers_so(exercise: Exercise, answer: Answer, verdict: Verdict) -> bool | None:
-    """Whether an answer replies as the submission did to the same requests; None where that leaves the test's end open.
+def _answers_so(bench: Direct, verdict: Verdict) -> bool | None:
+    """Whether what is on the bench replies as the submission did to the same requests; None where the end stays open.
 
     A test knows of a submission only what came back. Where all replies are the same to the last bit, it asks the same
-    and ends the same, so it need not be run again; where a reply differs, it would have ended there.
+    and ends the same, so it need not be run again; where a reply differs, a failing test would have ended there.
     """
     exchanges = verdict.journal.exchanges
     if exchanges is None or len(exchanges) != len(verdict.journal.entries):
         return None
-    bench = Direct(namespace_with(exercise.slug, answer))
     student = Student(bench)
     same = True
     with warnings.catch_warnings():
@@ -182,6 +221,8 @@ def _answers_so(exercise: Exercise, answer: Answer, verdict: Verdict) -> bool | 
             own = bench.request(request)
             if not _same_reply(own, reply):
                 same = False
+                if verdict.outcome == "passed":
+                    return None
                 if not _same_entry(student.entry(own), entry):
                     return False
     return True if same else None

@@ -115,29 +115,37 @@ class Session:
         self._ensure()
         return self._exchange(message)
 
-    def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def requests(self, messages: Sequence[dict[str, Any]], past_errors: bool = False) -> Iterator[dict[str, Any]]:
         """See :class:`~autograder.sandbox.student.Transport`; all travel in one frame."""
         if not messages:
             return
-        replies = self.request({"requests": list(messages)}).get("replies")
-        if not isinstance(replies, list) or not _can_answer(replies, len(messages)):
+        replies = self.request({"requests": list(messages), "past_errors": past_errors}).get("replies")
+        if not isinstance(replies, list) or not _can_answer(replies, len(messages), past_errors):
             self._end(kill=True)
             raise Crashed("its process sent an answer that is none")
         yield from map(self._believable, replies)
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+    def measure(self, message: dict[str, Any], memory: bool) -> tuple[dict[str, Any], Reading]:
         """The reply, and what the kernel says that making it has cost."""
         self._ensure()
-        assert self._child is not None
-        worker = self._child.pid
-        outside.forget_peak(worker)
-        memory, seconds = outside.peak_memory(worker), self.cpu_seconds
+        before = self._peak(forget=True) if memory else 0
+        seconds = self.cpu_seconds
         reply = self._exchange(message)
-        peak = outside.peak_memory(worker)
-        if memory is None or peak is None:  # a process without a first thread shows no peak
+        return reply, Reading(self._peak() - before if memory else None, self.cpu_seconds - seconds)
+
+    def _peak(self, forget: bool = False) -> int:
+        """Highest resident memory of the submission's first process, so far or from here on.
+
+        Raises:
+            Crashed: the process does not show it; one without a first thread does not.
+        """
+        assert self._child is not None
+        if forget:
+            outside.forget_peak(self._child.pid)
+        if (peak := outside.peak_memory(self._child.pid)) is None:
             self._end(kill=True)
             raise Crashed("its process hid how much memory it uses")
-        return reply, Reading(peak - memory, self.cpu_seconds - seconds)
+        return peak
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
@@ -290,11 +298,12 @@ def _claimed_core() -> tuple[int, socket.socket | None]:
     return here, None
 
 
-def _can_answer(replies: list[Any], count: int) -> bool:
-    """Whether these can be the replies to so many requests: one each, or fewer up to an error."""
+def _can_answer(replies: list[Any], count: int, past_errors: bool) -> bool:
+    """Whether these can be the replies to so many requests: one each, or fewer up to an error that ends them."""
     if not all(isinstance(reply, dict) for reply in replies):
         return False
-    return len(replies) == count or (0 < len(replies) < count and "error" in replies[-1])
+    ended = not past_errors and 0 < len(replies) < count and "error" in replies[-1]
+    return ended or len(replies) == count
 
 
 class _Watched:

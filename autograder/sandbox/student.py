@@ -7,6 +7,7 @@ mistakes) in this process. Both go through the same bytes, so a suite cannot tel
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +28,8 @@ KEPT = 2**20  # bytes of arrays in the exchanges that a journal keeps
 
 @dataclass(frozen=True)
 class Reading:
-    """What a call has cost, read from outside: growth of the process's peak memory (None where there is no process of
-    its own), and CPU seconds of all its threads, arguments and result included."""
+    """What a call has cost, read from outside: growth of the process's peak memory (None where it was not asked for, or
+    there is no process of its own), and CPU seconds of all its threads, arguments and result included."""
 
     bytes: int | None
     seconds: float
@@ -45,13 +46,13 @@ class Transport(Protocol):
         """
         ...
 
-    def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The workbench's replies to requests that do not wait for each other's; what follows an error is left out, or
-        is not to be asked for."""
+    def requests(self, messages: Sequence[dict[str, Any]], past_errors: bool = False) -> Iterator[dict[str, Any]]:
+        """The workbench's replies to requests that do not wait for each other's. Unless they are to go ``past_errors``,
+        what follows one is left out, or is not to be asked for."""
         ...
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
-        """The reply, and what making it has cost."""
+    def measure(self, message: dict[str, Any], memory: bool) -> tuple[dict[str, Any], Reading]:
+        """The reply, and what making it has cost; in memory too, if asked for."""
         ...
 
 
@@ -65,14 +66,14 @@ class Direct:
         """See :class:`Transport`."""
         return self._bench.answer(message)
 
-    def requests(self, messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """See :class:`Transport`; each is answered when its reply is asked for."""
-        return map(self._bench.answer, messages)
+    def requests(self, messages: Sequence[dict[str, Any]], past_errors: bool = False) -> Iterator[dict[str, Any]]:
+        """See :class:`Transport`; each is answered when its reply is asked for, so nothing need be left out."""
+        return map(self.request, messages)
 
-    def measure(self, message: dict[str, Any]) -> tuple[dict[str, Any], Reading]:
+    def measure(self, message: dict[str, Any], memory: bool) -> tuple[dict[str, Any], Reading]:
         """See :class:`Transport`; without a process there is no reading of its memory."""
         before = time.process_time()
-        reply = self._bench.answer(message)
+        reply = self.request(message)
         return reply, Reading(None, time.process_time() - before)
 
 
@@ -173,6 +174,7 @@ class Student:
         self._transport = transport
         self._seed = seed
         self._before: list[dict[str, Any]] = []  # requests that travel with the next one
+        self._made = 0
         self.journal = Journal()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -192,7 +194,29 @@ class Student:
         is no further value. All are made before the first value is looked at: where a wrong answer to one may let
         another hang, ask one by one.
         """
-        return self._read_all([self._message("call", {"name": name}, args, kwargs) for args in calls])
+        return self._each({"name": name}, calls, kwargs)
+
+    def outcomes(self, name: str, calls: Iterable[tuple[Any, ...]], /) -> list[Any]:
+        """What came of one call after the other, as :meth:`each`: its value, or the :class:`Raised` it ended in."""
+        self._flush()
+        messages = [self._message("call", {"name": name}, args, {}) for args in calls]
+        replies = self._transport.requests(messages, past_errors=True)
+        found: list[Any] = []
+        for message in messages:
+            try:
+                found.append(self._read(message, lambda: next(replies)))
+            except Raised as error:
+                found.append(error)
+        return found
+
+    def make(self, name: str, /, *args: Any, **kwargs: Any) -> Module:
+        """The object that the submission's class ``name`` makes of these arguments.
+
+        It is made when something is asked of it, which saves a journey; what making it raises is raised then.
+        """
+        self._made -= 1  # numbers that the other side gives are positive
+        self._ask_later("call", {"name": name, "as": self._made}, args, kwargs)
+        return Module(self, Handle(self._made, name))
 
     def after(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
         """What ``name`` returns, and its positional arguments as they are afterwards."""
@@ -224,9 +248,17 @@ class Student:
         *_, value = self._read_all([message])
         return value
 
-    def _ask_later(self, op: str, target: dict[str, Any], args: Any) -> None:
+    def _ask_later(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> None:
         """Ask for something whose value nobody needs: it is sent, and what it raises is raised, with the next call."""
-        self._before.append(self._message(op, target, args, {}))
+        self._before.append(self._message(op, target, args, kwargs))
+
+    def _each(self, target: dict[str, Any], calls: Iterable[tuple[Any, ...]], kwargs: Any) -> Iterator[Any]:
+        messages = [self._message("call", target, args, kwargs) for args in calls]
+        return itertools.islice(self._read_all(messages), len(self._before), None)
+
+    def _flush(self) -> None:
+        for _ in self._read_all([]):
+            pass
 
     def _read_all(self, messages: list[dict[str, Any]]) -> Iterator[Any]:
         messages, self._before = self._before + messages, []
@@ -239,13 +271,12 @@ class Student:
         return {"op": op, **target, "arguments": _Arguments().encode((args, kwargs)), "seed": seed}
 
     def _measured(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> tuple[Any, Reading]:
-        for _ in self._read_all([]):  # what comes before is no part of the cost
-            pass
+        self._flush()  # what comes before is no part of the cost
         message = self._message(op, target, args, kwargs)
         readings: list[Reading] = []
 
         def measured() -> dict[str, Any]:
-            reply, reading = self._transport.measure(message)
+            reply, reading = self._transport.measure(message, memory=op == "trace")
             readings.append(reading)
             return reply
 
@@ -345,6 +376,10 @@ class Module:
         """What one of its methods returns; an attribute that is no method comes back as it is."""
         return self._student._ask("call", {"handle": self.handle.number, "method": method}, args, kwargs)
 
+    def each(self, calls: Iterable[tuple[Any, ...]], /) -> Iterator[Any]:
+        """What the object returns for one tuple of arguments after the other; see :meth:`Student.each`."""
+        return self._student._each({"handle": self.handle.number}, calls, {})
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give a torch module these parameters, before it is next called."""
         self._later("load_state_dict", dict(state))
@@ -362,7 +397,7 @@ class Module:
         self._later("eval")
 
     def _later(self, method: str, *args: Any) -> None:
-        self._student._ask_later("call", {"handle": self.handle.number, "method": method}, args)
+        self._student._ask_later("call", {"handle": self.handle.number, "method": method}, args, {})
 
     def vjp(
         self, *args: Any, upstream: Any, wrt: Sequence[int] = (0,), **kwargs: Any

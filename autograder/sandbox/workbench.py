@@ -55,12 +55,13 @@ class Workbench:
         """One reply to one request: ``{"value": …}`` or ``{"error": …}``.
 
         A request holds ``op`` (call, after, vjp, pace, trace), ``name`` or ``handle`` with an optional ``method``, the
-        encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before. Or
-        it holds ``requests``, whose ``replies`` go as far as the first error.
+        encoded ``arguments`` (a pair of positional and keyword arguments), and perhaps a ``seed`` to plant before; with
+        ``as`` the value stays here under this number. Or it holds ``requests``, whose ``replies`` go as far as the
+        first error, or to the end where ``past_errors`` says so.
         """
         try:
             if "requests" in request:
-                return {"replies": self._answers(request["requests"])}
+                return {"replies": self._answers(request["requests"], request["past_errors"])}
             if request.get("seed") is not None:  # a test begins, which knows nothing of what others have made
                 _seed(int(request["seed"]))
                 self._handles.clear()
@@ -68,15 +69,18 @@ class Workbench:
             operation = {"call": _call, "after": _after, "vjp": _vjp, "pace": _pace, "trace": _trace}[request["op"]]
             target = self._target(request)
             with kernels.poisoned() if self._has_kernels else nullcontext():
-                return {"value": self._encode(operation(target, args, kwargs, request.get("options", {})))}
+                value = operation(target, args, kwargs, request.get("options", {}))
+            if "as" in request:
+                self._handles[int(request["as"])], value = value, None
+            return {"value": self._encode(value)}
         except BaseException as error:
             return {"error": describe(error)}
 
-    def _answers(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _answers(self, requests: list[dict[str, Any]], past_errors: bool) -> list[dict[str, Any]]:
         replies: list[dict[str, Any]] = []
         for request in requests:
             replies.append(self.answer(request))
-            if "error" in replies[-1]:
+            if "error" in replies[-1] and not past_errors:
                 break
         return replies
 
@@ -158,19 +162,24 @@ def _vjp(target: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, 
     for index in wrt:
         inputs[index] = inputs[index].detach().clone().requires_grad_(True)
     output = target(*inputs, **kwargs)
-    outputs, upstreams = _paired(output, upstream)
+    pairs = _paired(output, upstream)
     parameters = dict(target.named_parameters()) if isinstance(target, torch.nn.Module) else {}
     wanted = [inputs[index] for index in wrt] + list(parameters.values())
-    gradients = torch.autograd.grad(outputs, wanted, grad_outputs=upstreams, allow_unused=True)
+    # Their products' sum has these gradients; where torch is handed the upstreams, it imports a whole algebra system.
+    total = torch.stack([(one * up).sum() for one, up in pairs]).sum()
+    gradients = torch.autograd.grad(total, wanted, allow_unused=True)
     by_input, by_parameter = gradients[: len(wrt)], dict(zip(parameters, gradients[len(wrt) :], strict=True))
     return output, tuple(by_input), by_parameter
 
 
-def _paired(output: Any, upstream: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _paired(output: Any, upstream: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     if isinstance(upstream, (tuple, list)):
         pairs = [(o, u) for o, u in zip(output, upstream, strict=True) if u is not None]
-        return [o for o, _ in pairs], [u for _, u in pairs]
-    return [output[0] if isinstance(output, (tuple, list)) else output], [upstream]
+    else:
+        pairs = [(output[0] if isinstance(output, (tuple, list)) else output, upstream)]
+    if any(one.shape != up.shape for one, up in pairs):
+        raise ValueError("an output of another shape than the gradient that comes to it")
+    return pairs
 
 
 class _Recorder(TorchDispatchMode):

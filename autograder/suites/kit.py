@@ -5,7 +5,7 @@ A message goes to a student. It says what is wrong and by how much, never what w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -280,12 +280,23 @@ def _kind(value: Any) -> str:
 def raises(exception: type[BaseException], student: Student, name: str, *args: Any, **kwargs: Any) -> None:
     """Fail unless the call raises this exception or a subclass of it."""
     try:
-        student.call(name, *args, **kwargs)
+        outcome = student.call(name, *args, **kwargs)
     except Raised as error:
-        raised = error.bases[0] if error.bases else "something else"
-        require(exception.__name__ in error.bases, f"it should raise {exception.__name__} here, and raised {raised}")
-        return
-    raise Wrong(f"it should raise {exception.__name__} here, and returned a value")
+        outcome = error
+    _require_raised(exception, outcome)
+
+
+def each_raises(exception: type[BaseException], student: Student, name: str, calls: Iterable[tuple[Any, ...]]) -> None:
+    """Fail unless the call raises this exception, or a subclass of it, for each of these tuples of arguments."""
+    for outcome in student.outcomes(name, calls):
+        _require_raised(exception, outcome)
+
+
+def _require_raised(exception: type[BaseException], outcome: Any) -> None:
+    expected = f"it should raise {exception.__name__} here"
+    require(isinstance(outcome, Raised), f"{expected}, and returned a value")
+    raised = outcome.bases[0] if outcome.bases else "something else"
+    require(exception.__name__ in outcome.bases, f"{expected}, and raised {raised}")
 
 
 def tensor(rng: np.random.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

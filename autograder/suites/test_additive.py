@@ -8,7 +8,7 @@ from operator import or_
 import numpy as np
 import torch
 
-from autograder.suites.kit import at_most, at_most_seconds, close, hidden, raises, require, strided, tensor
+from autograder.suites.kit import at_most, at_most_seconds, close, each_raises, hidden, require, strided, tensor
 
 MIB = 2**20
 
@@ -40,16 +40,17 @@ def softmax_by_loop(scores, axis):
 def test_softmax_matches_the_definition_on_any_axis(student, rng):
     """Equals exp(s) / Σ exp(s) along the axis asked for."""
     scores = 2 * rng.normal(size=(3, 5, 7))
-    for axis in (-1, 0, 1):
-        close(student.softmax(scores, axis=axis), softmax_by_loop(scores, axis), what=f"softmax(axis={axis})")
+    axes = (-1, 0, 1)
+    for axis, weights in zip(axes, student.each("softmax", [(scores, axis) for axis in axes]), strict=True):
+        close(weights, softmax_by_loop(scores, axis), what=f"softmax(axis={axis})")
 
 
 @hidden("softmax", kind="value", weight=1, hint="What does a reduction do to the axis it runs over?")
 def test_softmax_of_a_vector_and_of_a_square_array(student, rng):
     """Works for a single vector and for an array with as many rows as columns."""
-    for shape in ((9,), (6, 6)):
-        scores = rng.normal(size=shape)
-        close(student.softmax(scores), softmax_by_loop(scores, -1), what=f"softmax of shape {shape}")
+    cases = [(rng.normal(size=9),), (rng.normal(size=(6, 6)),)]
+    for (scores,), weights in zip(cases, student.each("softmax", cases, axis=-1), strict=True):
+        close(weights, softmax_by_loop(scores, -1), what=f"softmax of shape {scores.shape}")
 
 
 @hidden("softmax", kind="property", weight=1, hint="Only differences between scores count.")
@@ -378,8 +379,9 @@ def test_attend_keeps_float32(student, rng):
     """float32 in, float32 out, with a mask and without."""
     scores, values = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(6, 3)).astype(np.float32)
     mask = random_mask(rng, 4, 6)
-    same_pair(student.attend(scores, values, mask), attend_by_loops(scores, values, mask), "in float32, with a mask")
-    same_pair(student.attend(scores, values), attend_by_loops(scores, values, True), "in float32, without a mask")
+    with_mask, without = student.each("attend", [(scores, values, mask), (scores, values)])
+    same_pair(with_mask, attend_by_loops(scores, values, mask), "in float32, with a mask")
+    same_pair(without, attend_by_loops(scores, values, True), "in float32, without a mask")
 
 
 @hidden("attend", kind="edge", weight=1, hint="Which of your lines writes into an array that came in?")
@@ -418,7 +420,7 @@ def attention_weights(rng, query_dim, key_dim, hidden_dim):
 def loaded(student, rng, query_dim, key_dim, hidden_dim):
     """A student's module with a random state, and that state in the order of `additive_attention`."""
     state = attention_weights(rng, query_dim, key_dim, hidden_dim)
-    module = student.AdditiveAttention(query_dim, key_dim, hidden_dim)
+    module = student.make("AdditiveAttention", query_dim, key_dim, hidden_dim)
     module.load_state_dict(state)
     return module, list(state.values())
 
@@ -449,7 +451,7 @@ def test_additive_attention_with_lengths(student, rng):
 )
 def test_additive_attention_has_exactly_three_parameters(student, rng):
     """The parameters are q_proj, k_proj and score_proj, without bias, in the shapes of nn.Linear."""
-    names = student.AdditiveAttention(5, 7, 11).state_dict()
+    names = student.make("AdditiveAttention", 5, 7, 11).state_dict()
     shapes = {name: tuple(value.shape) for name, value in names.items()}
     wanted = {"q_proj.weight": (11, 5), "k_proj.weight": (11, 7), "score_proj.weight": (1, 11)}
     require(shapes == wanted, f"The parameters should be {wanted}.")
@@ -461,11 +463,12 @@ def test_additive_attention_has_exactly_three_parameters(student, rng):
 def test_additive_attention_with_other_leading_axes(student, rng):
     """No leading axis or two of them, with and without lengths: same rule."""
     module, state = loaded(student, rng, 3, 4, 6)
-    inputs = tensor(rng, 5, 3), tensor(rng, 7, 4), tensor(rng, 7, 2)
-    same_pair(module(*inputs), additive_attention(*inputs, *state), "of a single example")
-    inputs = tensor(rng, 2, 3, 5, 3), tensor(rng, 2, 3, 7, 4), tensor(rng, 2, 3, 7, 2)
+    one = tensor(rng, 5, 3), tensor(rng, 7, 4), tensor(rng, 7, 2)
+    many = tensor(rng, 2, 3, 5, 3), tensor(rng, 2, 3, 7, 4), tensor(rng, 2, 3, 7, 2)
     lengths = torch.as_tensor(rng.integers(1, 8, size=(2, 3)))
-    same_pair(module(*inputs, lengths), additive_attention(*inputs, *state, lengths), "with two leading axes")
+    of_one, of_many = module.each([one, (*many, lengths)])
+    same_pair(of_one, additive_attention(*one, *state), "of a single example")
+    same_pair(of_many, additive_attention(*many, *state, lengths), "with two leading axes")
 
 
 @hidden(
@@ -562,7 +565,7 @@ def decoder_step(parts, token, state, memory, lengths=None):
 def decoder(student, rng):
     """A student's step with a random state, and that state."""
     parts = decoder_state(rng)
-    module = student.BahdanauDecoderStep(VOCAB, EMBED, STATE, MEMORY, HIDDEN)
+    module = student.make("BahdanauDecoderStep", VOCAB, EMBED, STATE, MEMORY, HIDDEN)
     module.load_state_dict(parts)
     return module, parts
 
@@ -610,9 +613,9 @@ def test_decoder_weights_do_not_depend_on_the_token(student, rng):
     module, parts = decoder(student, rng)
     token, state, memory = decoder_inputs(rng)
     other = (token + torch.as_tensor(rng.integers(1, VOCAB, size=4))) % VOCAB
-    for number, tokens in enumerate((token, other)):
-        expected = decoder_step(parts, tokens, state, memory)
-        same_step(module(tokens, state, memory), expected, f"with token {'AB'[number]}")
+    cases = [(tokens, state, memory) for tokens in (token, other)]
+    for name, case, answer in zip("AB", cases, module.each(cases), strict=True):
+        same_step(answer, decoder_step(parts, *case), f"with token {name}")
 
 
 @hidden(
@@ -623,7 +626,7 @@ def test_decoder_weights_do_not_depend_on_the_token(student, rng):
 )
 def test_decoder_step_has_the_named_parts(student, rng):
     """The parameters are those of embedding, attention (three matrices) and cell."""
-    state = student.BahdanauDecoderStep(9, 3, 4, 5, 7).state_dict()
+    state = student.make("BahdanauDecoderStep", 9, 3, 4, 5, 7).state_dict()
     wanted = {
         "embedding.weight": (9, 3),
         "attention.q_proj.weight": (7, 4),
@@ -772,13 +775,12 @@ def test_hard_alignment_without_any_pair(student, rng):
 def test_hard_alignment_with_other_leading_axes(student, rng):
     """A single example gives one share; two leading axes give a share for each of their entries."""
     path = winding_path(rng, 11, 8)
-    same_alignment(student.hard_alignment(weights_along(rng, path, 8)), alignment_by_loops(path), "of a single example")
     paths = np.array([[winding_path(rng, 10, 8) for _ in range(3)] for _ in range(2)])
     lengths = rng.integers(3, 11, size=(2, 3))
-    weights = strided(weights_along(rng, paths, 8))
-    same_alignment(
-        student.hard_alignment(weights, lengths), alignment_by_loops(paths, lengths), "with two leading axes"
-    )
+    cases = [(weights_along(rng, path, 8),), (strided(weights_along(rng, paths, 8)), lengths)]
+    of_one, of_many = student.each("hard_alignment", cases)
+    same_alignment(of_one, alignment_by_loops(path), "of a single example")
+    same_alignment(of_many, alignment_by_loops(paths, lengths), "with two leading axes")
 
 
 # --- steps_to_connect ------------------------------------------------------------------------------------------------
@@ -824,13 +826,16 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
 )
 def test_steps_for_other_kernels_and_dilations(student, rng):
     """Other widths of the kernel and other bases of the dilation, also base 1."""
-    for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1)):
-        distances = [int(d) for d in rng.integers(20, 120, size=2)]
-        cases = list(itertools.product(distances, ("cnn", "dilated_cnn")))
-        answers = student.each("steps_to_connect", cases, kernel_size=kernel_size, dilation=dilation)
-        for (distance, layer), answer in zip(cases, answers, strict=True):
-            expected = steps_by_spreading(distance, layer, kernel_size, dilation)
-            same_count(answer, expected, what=f"{layer} layers with kernel {kernel_size} and dilation {dilation}")
+    cases = [
+        (int(distance), layer, kernel_size, dilation)
+        for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1))
+        for distance in rng.integers(20, 120, size=2)
+        for layer in ("cnn", "dilated_cnn")
+    ]
+    for case, answer in zip(cases, student.each("steps_to_connect", cases), strict=True):
+        _, layer, kernel_size, dilation = case
+        what = f"{layer} layers with kernel {kernel_size} and dilation {dilation}"
+        same_count(answer, steps_by_spreading(*case), what=what)
 
 
 @hidden(
@@ -854,8 +859,9 @@ def test_steps_for_distance_zero(student, rng):
     """Distance 0 needs no step, whatever the layer."""
     kernel_size = int(rng.integers(2, 9))
     dilation = int(rng.integers(1, kernel_size + 1))
-    cases = [(0, layer, kernel_size, dilation) for layer in LAYERS]
-    for layer, answer in zip(LAYERS, student.each("steps_to_connect", cases), strict=True):
+    cases = [(0, layer) for layer in LAYERS]
+    answers = student.each("steps_to_connect", cases, kernel_size=kernel_size, dilation=dilation)
+    for layer, answer in zip(LAYERS, answers, strict=True):
         same_count(answer, 0, what=f"{layer} steps at distance 0")
 
 
@@ -865,31 +871,30 @@ def test_steps_for_distance_zero(student, rng):
 def test_steps_are_exact_for_enormous_distances(student, rng):
     """Exact for distances near 10¹⁸, and without walking through them."""
     layers, kernel_size = int(rng.integers(3, 10)) * 10**16 + 1, int(rng.integers(3, 8))
-    same_count(student.steps_to_connect(layers, "rnn"), layers, what="rnn steps")
     distance = layers * (kernel_size - 1)
-    same_count(student.steps_to_connect(distance + 1, "cnn", kernel_size), layers + 1, what="cnn layers")
-    same_count(student.steps_to_connect(distance, "dilated_cnn", kernel_size, 1), layers, what="layers with dilation 1")
-    cases, depths = [], []
+    cases = [
+        (layers, "rnn", kernel_size, 2),
+        (distance + 1, "cnn", kernel_size, 2),
+        (distance, "dilated_cnn", kernel_size, 1),
+    ]
+    depths = [layers, layers + 1, layers]
     for dilation, depth in ((2, 58), (3, 36)):
         reach = (kernel_size - 1) * (dilation**depth - 1) // (dilation - 1)
         cases += [(reach + more, "dilated_cnn", kernel_size, dilation) for more in (0, 1)]
         depths += [depth, depth + 1]
     for case, depth, answer in zip(cases, depths, student.each("steps_to_connect", cases), strict=True):
-        same_count(answer, depth, what=f"layers with dilation {case[3]}")
+        same_count(answer, depth, what=f"{case[1]} layers with dilation {case[3]}")
 
 
 @hidden("steps_to_connect", kind="edge", weight=1, hint="Check the arguments that this layer reads, and only those.")
 def test_steps_refuse_what_cannot_be(student, rng):
     """ValueError for nonsense that matters; numbers that a layer does not read are not looked at."""
     distance = int(rng.integers(5, 50))
-    raises(ValueError, student, "steps_to_connect", distance, "pigeon")
-    for layer in LAYERS:
-        raises(ValueError, student, "steps_to_connect", -distance, layer)
-    for layer in ("cnn", "dilated_cnn"):
-        raises(ValueError, student, "steps_to_connect", distance, layer, kernel_size=1)
-    raises(ValueError, student, "steps_to_connect", distance, "dilated_cnn", dilation=0)
-    for layer in ("cnn", "dilated_cnn"):
-        raises(ValueError, student, "steps_to_connect", 0, layer, kernel_size=1)
-    same_count(student.steps_to_connect(distance, "rnn", kernel_size=0, dilation=0), distance, what="rnn steps")
-    same_count(student.steps_to_connect(distance, "attention", kernel_size=0, dilation=0), 1, what="attention layers")
-    same_count(student.steps_to_connect(distance, "cnn", kernel_size=distance + 1, dilation=0), 1, what="cnn layers")
+    refused = [(distance, "pigeon")]
+    refused += [(-distance, layer) for layer in LAYERS]
+    refused += [(far, layer, 1) for far in (distance, 0) for layer in ("cnn", "dilated_cnn")]
+    refused += [(distance, "dilated_cnn", 3, 0)]
+    each_raises(ValueError, student, "steps_to_connect", refused)
+    unread = [(distance, "rnn", 0, 0), (distance, "attention", 0, 0), (distance, "cnn", distance + 1, 0)]
+    for case, count, answer in zip(unread, (distance, 1, 1), student.each("steps_to_connect", unread), strict=True):
+        same_count(answer, count, what=f"{case[1]} layers with numbers that they do not read")
