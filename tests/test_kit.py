@@ -21,6 +21,7 @@ from autograder.suites.kit import (
     at_most,
     at_most_seconds,
     close,
+    each_raises,
     gauging,
     hidden,
     raises,
@@ -186,6 +187,8 @@ def test_an_exception_can_be_asked_for():
             raise KeyError(SECRET)
         if x == 2:
             raise type("Own", (Exception,), {})
+        if x == 4:
+            raise ValueError
         return SECRET
 
     student = Student(Direct({"picky": picky}))
@@ -199,6 +202,9 @@ def test_an_exception_can_be_asked_for():
         with pytest.raises(Wrong, match=words) as wrong:
             raises(ValueError, student, "picky", x)
         assert "0.847" not in str(wrong.value)
+        with pytest.raises(Wrong, match=words):
+            each_raises(ValueError, student, "picky", [(4,), (x,), (4,)])
+    each_raises(ValueError, student, "picky", [(4,), (4,)])
     with pytest.raises(Raised):
         student.picky(1)
 

@@ -101,7 +101,20 @@ def divide_and_remember(a, b):
     kept.append(a)
     return a / b
 """,
-    """class Layer(nn.Module):
+    """def count_up(length):
+    total = 0
+    for _ in range(length):
+        total += 1
+    return total
+
+class Counting:
+    def __init__(self, way):
+        self.way = {"loop": count_up, "once": int}[way]
+
+    def __call__(self, length):
+        return self.way(length)
+
+class Layer(nn.Module):
     def __init__(self, width=2):
         super().__init__()
         self.project = nn.Linear(width, 3)
@@ -298,6 +311,19 @@ def test_what_is_made_later_is_made_once_and_before_it_is_used(either):
     nobody = either.make("Layer", "two")
     with pytest.raises(Raised):
         nobody.state_dict()
+
+
+def test_steps_are_counted_call_by_call(either):
+    loop, once = either.make("Counting", "loop"), either.make("Counting", "once")
+    lengths = [(3,), (30,)]
+    (_, few), (value, many) = loop.each_counted(lengths)
+    assert value == 30
+    assert many - few == 27 * 2  # two lines each time around
+    assert [steps for _, steps in once.each_counted(lengths)] == [1, 1]
+    assert [steps for _, steps in either.each_counted("count_up", lengths)] == [few - 1, many - 1]
+    assert either.journal.exchanges is None  # counts cannot be repeated
+    with pytest.raises(Raised):
+        list(either.each_counted("count_up", [("three",)]))
 
 
 def test_what_is_made_later_draws_after_the_seed(session):

@@ -34,7 +34,7 @@ Basis = dict[str, Any]
 TOOL = Path(__file__).resolve().parent.parent
 _TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # it exists for Linux only
 LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *_TRITON)
-GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "secret", "cache")
+GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "secret", "signatures", "cache")
 _DYNAMIC = frozenset(("globals", "vars", "eval", "exec", "importlib", "__import__"))
 _WHY = {
     "grader": "the grader changed",

@@ -124,16 +124,23 @@ class _Count:
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
-    buffer = bytearray()
+    piece = _piece(connection, count) if count else b""
+    if len(piece) == count:  # most frames come in one
+        return piece
+    buffer = bytearray(piece)
     while len(buffer) < count:
-        try:
-            piece = connection.recv(min(count - len(buffer), 1 << 20))
-        except ConnectionError:
-            piece = b""
-        if not piece:
-            raise Closed("the connection ended")
-        buffer += piece
+        buffer += _piece(connection, count - len(buffer))
     return bytes(buffer)
+
+
+def _piece(connection: socket.socket, most: int) -> bytes:
+    try:
+        piece = connection.recv(min(most, 1 << 20))
+    except ConnectionError:
+        piece = b""
+    if not piece:
+        raise Closed("the connection ended")
+    return piece
 
 
 def encode(value: Any) -> dict[str, Any]:
@@ -170,6 +177,8 @@ class Encoder:
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise ProtocolError("a value nested too deeply or with too many parts")
         exact = type(value)  # most values are of these types themselves, and the rest take the long way below
+        if value is None or exact is bool or exact is float:
+            return value
         if exact is np.ndarray:
             return self._array(value)
         if exact is torch.Tensor:
@@ -180,14 +189,12 @@ class Encoder:
         if exact is dict or isinstance(value, dict):
             items = value.items()
             return {"k": "dict", "items": [[self._node(k, depth + 1), self._node(v, depth + 1)] for k, v in items]}
-        if value is None or exact is bool or exact is float:
-            return value
+        if exact is int or isinstance(value, int):
+            return int(value) if -(2**63) <= int(value) < 2**63 else {"k": "opaque", "type": "int"}
+        if exact is str or isinstance(value, str):
+            return str(value)[:MAX_TEXT]
         if isinstance(value, float):
             return float(value)
-        if isinstance(value, int):
-            return int(value) if -(2**63) <= int(value) < 2**63 else {"k": "opaque", "type": "int"}
-        if isinstance(value, str):
-            return str(value)[:MAX_TEXT]
         if isinstance(value, (np.ndarray, np.generic)):
             return self._array(value)
         if isinstance(value, torch.Tensor):

@@ -134,7 +134,7 @@ class Journal:
         """Keep one exchange, if it can be repeated."""
         if self.exchanges is None:
             return
-        self._bytes += sum(map(_array_bytes, (request["arguments"], reply.get("value"))))
+        self._bytes += _array_bytes(request["arguments"]) + _array_bytes(reply.get("value"))
         if request["op"] in ("pace", "trace") or self._bytes > KEPT:
             self.exchanges = None
         else:
@@ -147,8 +147,10 @@ class Journal:
 
 
 def _array_bytes(encoded: Any) -> int:
-    arrays = [encoded.get(kind) for kind in ("numpy", "torch")] if isinstance(encoded, dict) else []
-    return sum(len(array) for array in arrays if isinstance(array, bytes))
+    if not isinstance(encoded, dict):
+        return 0
+    arrays, tensors = encoded.get("numpy"), encoded.get("torch")
+    return (len(arrays) if isinstance(arrays, bytes) else 0) + (len(tensors) if isinstance(tensors, bytes) else 0)
 
 
 def _sample(value: Any) -> Any:
@@ -194,7 +196,11 @@ class Student:
         is no further value. All are made before the first value is looked at: where a wrong answer to one may let
         another hang, ask one by one.
         """
-        return self._each({"name": name}, calls, kwargs)
+        return self._each("call", {"name": name}, calls, kwargs)
+
+    def each_counted(self, name: str, calls: Iterable[tuple[Any, ...]], /) -> Iterator[tuple[Any, int]]:
+        """As :meth:`each`: what a call returns, and how many lines of Python it ran, which it can lie about."""
+        return self._each_counted({"name": name}, calls)
 
     def outcomes(self, name: str, calls: Iterable[tuple[Any, ...]], /) -> list[Any]:
         """What came of one call after the other, as :meth:`each`: its value, or the :class:`Raised` it ended in."""
@@ -252,9 +258,12 @@ class Student:
         """Ask for something whose value nobody needs: it is sent, and what it raises is raised, with the next call."""
         self._before.append(self._message(op, target, args, kwargs))
 
-    def _each(self, target: dict[str, Any], calls: Iterable[tuple[Any, ...]], kwargs: Any) -> Iterator[Any]:
-        messages = [self._message("call", target, args, kwargs) for args in calls]
+    def _each(self, op: str, target: dict[str, Any], calls: Iterable[tuple[Any, ...]], kwargs: Any) -> Iterator[Any]:
+        messages = [self._message(op, target, args, kwargs) for args in calls]
         return itertools.islice(self._read_all(messages), len(self._before), None)
+
+    def _each_counted(self, target: dict[str, Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, int]]:
+        return map(_counted, self._each("pace", target, calls, {}))
 
     def _flush(self) -> None:
         for _ in self._read_all([]):
@@ -285,10 +294,7 @@ class Student:
 
     def _pace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Pace:
         found, reading = self._measured("pace", target, args, kwargs)
-        try:
-            return Pace(found["result"], int(found["steps"]), reading.seconds)
-        except Exception:
-            raise Crashed("its process sent an answer that is none") from None
+        return Pace(*_counted(found), reading.seconds)
 
     def _trace(self, target: dict[str, Any], args: Any, kwargs: Any) -> Trace:
         cost, reading = self._measured("trace", target, args, kwargs)
@@ -378,7 +384,11 @@ class Module:
 
     def each(self, calls: Iterable[tuple[Any, ...]], /) -> Iterator[Any]:
         """What the object returns for one tuple of arguments after the other; see :meth:`Student.each`."""
-        return self._student._each({"handle": self.handle.number}, calls, {})
+        return self._student._each("call", {"handle": self.handle.number}, calls, {})
+
+    def each_counted(self, calls: Iterable[tuple[Any, ...]], /) -> Iterator[tuple[Any, int]]:
+        """See :meth:`Student.each_counted`."""
+        return self._student._each_counted({"handle": self.handle.number}, calls)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give a torch module these parameters, before it is next called."""
@@ -419,6 +429,14 @@ class Module:
     def trace_call(self, method: str, /, *args: Any, **kwargs: Any) -> Trace:
         """What a call of one of its methods returns and costs."""
         return self._student._trace({"handle": self.handle.number, "method": method}, args, kwargs)
+
+
+def _counted(found: Any) -> tuple[Any, int]:
+    """Result and steps, as a workbench that is what it should be sends them."""
+    try:
+        return found["result"], int(found["steps"])
+    except Exception:
+        raise Crashed("its process sent an answer that is none") from None
 
 
 class _Arguments(Encoder):

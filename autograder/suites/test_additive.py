@@ -30,9 +30,11 @@ def softmax_by_loop(scores, axis):
     result = np.empty_like(scores)
     lines, out = np.moveaxis(scores, axis, -1), np.moveaxis(result, axis, -1)
     for index in np.ndindex(lines.shape[:-1]):
-        top = max(lines[index])
-        parts = [math.exp(score - top) for score in lines[index]]
-        out[index] = [part / math.fsum(parts) for part in parts]
+        line = lines[index].tolist()
+        top = max(line)
+        parts = [math.exp(score - top) for score in line]
+        total = math.fsum(parts)
+        out[index] = [part / total for part in parts]
     return result
 
 
@@ -107,8 +109,7 @@ def additive_by_loops(queries, keys, w_q, w_k, v):
     scores = np.empty((*batch, q_seq, kv_seq), dtype=queries.dtype)
     for index in np.ndindex(batch):
         for i, j in itertools.product(range(q_seq), range(kv_seq)):
-            hidden_layer = w_q.T.dot(queries[index][i]) + w_k.T.dot(keys[index][j])
-            scores[index][i, j] = sum(v[h] * math.tanh(hidden_layer[h]) for h in range(len(v)))
+            scores[index][i, j] = v.dot(np.tanh(w_q.T.dot(queries[index][i]) + w_k.T.dot(keys[index][j])))
     return scores
 
 
@@ -160,13 +161,14 @@ def test_additive_scores_with_two_leading_axes_and_strides(student, rng):
 def test_additive_scores_do_not_loop_over_positions(student, rng):
     """About as many Python steps for 160 queries, or for 200 keys, as for 4 and 5."""
     w_q, w_k, v = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
+    cases = [
+        (rng.normal(size=(q_seq, 3)), rng.normal(size=(kv_seq, 3)), w_q, w_k, v)
+        for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200))
+    ]
     steps = []
-    for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200)):
-        queries, keys = rng.normal(size=(q_seq, 3)), rng.normal(size=(kv_seq, 3))
-        call = student.pace("additive_scores", queries, keys, w_q, w_k, v)
-        expected = np.tanh((queries @ w_q)[:, None] + keys @ w_k) @ v
-        close(call.result, expected, what="additive scores")
-        steps.append(call.steps)
+    for (queries, keys, *_), (scores, count) in zip(cases, student.each_counted("additive_scores", cases), strict=True):
+        close(scores, np.tanh((queries @ w_q)[:, None] + keys @ w_k) @ v, what="additive scores")
+        steps.append(count)
     at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_queries():
@@ -202,7 +204,7 @@ def bilinear_by_loops(queries, keys, w):
     scores = np.empty((*batch, q_seq, kv_seq), dtype=queries.dtype)
     for index in np.ndindex(batch):
         for i, j in itertools.product(range(q_seq), range(kv_seq)):
-            scores[index][i, j] = (np.outer(queries[index][i], keys[index][j]) * w).sum()
+            scores[index][i, j] = queries[index][i].dot(w.dot(keys[index][j]))
     return scores
 
 
@@ -247,11 +249,13 @@ def test_bilinear_scores_with_two_leading_axes_and_strides(student, rng):
 def test_bilinear_scores_do_not_loop(student, rng):
     """About as many Python steps for forty times as many examples, queries and keys."""
     w, steps = rng.normal(size=(3, 2)), []
-    for batch, q_seq, kv_seq in ((3, 2, 1), (120, 2, 1), (3, 80, 1), (3, 2, 40)):
-        queries, keys = rng.normal(size=(batch, q_seq, 3)), rng.normal(size=(batch, kv_seq, 2))
-        call = student.pace("bilinear_scores", queries, keys, w)
-        close(call.result, np.einsum("bqi,ij,bkj->bqk", queries, w, keys), what="bilinear scores")
-        steps.append(call.steps)
+    cases = [
+        (rng.normal(size=(batch, q_seq, 3)), rng.normal(size=(batch, kv_seq, 2)), w)
+        for batch, q_seq, kv_seq in ((3, 2, 1), (120, 2, 1), (3, 80, 1), (3, 2, 40))
+    ]
+    for (queries, keys, _), (scores, count) in zip(cases, student.each_counted("bilinear_scores", cases), strict=True):
+        close(scores, np.einsum("bqi,ij,bkj->bqk", queries, w, keys), what="bilinear scores")
+        steps.append(count)
     at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_examples():
@@ -284,11 +288,12 @@ def attend_by_loops(scores, values, mask):
     weights = np.zeros(scores.shape)
     mask = np.broadcast_to(mask, scores.shape)
     for row in np.ndindex(scores.shape[:-1]):
-        allowed = [key for key in range(scores.shape[-1]) if mask[row][key]]
-        top = max((scores[row][key] for key in allowed), default=0.0)
-        parts = {key: math.exp(scores[row][key] - top) for key in allowed}
+        allowed = {key: score for key, score in enumerate(scores[row].tolist()) if mask[row][key]}
+        top = max(allowed.values(), default=0.0)
+        parts = {key: math.exp(score - top) for key, score in allowed.items()}
+        total = math.fsum(parts.values())
         for key, part in parts.items():
-            weights[row][key] = part / math.fsum(parts.values())
+            weights[row][key] = part / total
     context = np.einsum("...qk,...kv->...qv", weights, values)
     return context.astype(scores.dtype), weights.astype(scores.dtype)
 
@@ -514,13 +519,13 @@ def test_additive_attention_gradients(student, rng):
 def test_additive_attention_does_not_loop_over_positions(student, rng):
     """About as many Python steps for 160 queries, or for 200 keys, as for 4 and 5."""
     module, state = loaded(student, rng, 3, 3, 4)
-    steps = []
+    cases, steps = [], []
     for q_seq, kv_seq in ((4, 5), (160, 5), (4, 200)):
         inputs = tensor(rng, 1, q_seq, 3), tensor(rng, 1, kv_seq, 3), tensor(rng, 1, kv_seq, 3)
-        lengths = torch.tensor([kv_seq * 3 // 5])
-        call = module.pace(*inputs, lengths)
-        same_pair(call.result, additive_attention(*inputs, *state, lengths), "of a counted call")
-        steps.append(call.steps)
+        cases.append((*inputs, torch.tensor([kv_seq * 3 // 5])))
+    for (*inputs, lengths), (answer, count) in zip(cases, module.each_counted(cases), strict=True):
+        same_pair(answer, additive_attention(*inputs, *state, lengths), "of a counted call")
+        steps.append(count)
     at_most(max(steps), 2 * steps[0] + 40, what="Python steps for forty times as many positions")
 
     def on_many_queries():
