@@ -529,14 +529,14 @@ def large_backward(rng, q_seq, kv_seq, width):
     "flash_attention_backward", kind="cost", weight=6, hint="Recompute the weights of one tile, use them, and go on."
 )
 def test_backward_memory_is_one_tile(student, rng):
-    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million weights is ever held."""
-    args = large_backward(rng, 2048, 2048, 8)
-    first = (x[:256] for x in args)
+    """At 3,072 causal tokens in tiles of 256 × 256 nothing near the 9.4 million weights is ever held."""
+    args = large_backward(rng, 3072, 3072, 8)
+    first = (x[:512] for x in args)
     student.trace("flash_attention_backward", *first, 256, 256, True)  # what a first trace sets up is no cost
     trace = student.trace("flash_attention_backward", *args, 256, 256, True)
     some_gradients(rng, trace.result, *args[:3], args[-1], causal=True)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 18 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 3,072 tokens")
+    at_most(trace.outside_bytes, 28 * MIB, what="growth of the process's memory in bytes")
 
 
 def some_gradients(rng, found, q, k, v, d_out, causal=False):
