@@ -178,17 +178,19 @@ def check(
     seeds: Annotated[int, typer.Option(min=1, help="How many sets of hidden numbers each answer meets.")] = 5,
     workers: Workers = CORES,
     record: Annotated[
-        bool, typer.Option("--record", help="Write how each mistake ends each test; grading names it faster then.")
+        bool, typer.Option("--record", help="Write down how each mistake ends each test; grading names it faster then.")
     ] = False,
 ) -> None:
     """Judge the course itself: every right answer passes, every named mistake is caught and named."""
-    from autograder.authoring.check import CheckReport
+    from autograder.authoring.check import TOGETHER, CheckReport
     from autograder.authoring.check import check as judge
 
     report = CheckReport((), ("the check did not finish",), seeds)
     slugs: list[str] = []
     try:
         slugs = _slugs(slug)
+        if record and seeds < TOGETHER:
+            raise typer.BadParameter(f"fewer than {TOGETHER} seeds tell too little of costs to go on record")
         with _explained():
             total = sum(len(course.sheet(name).exercises) for name in slugs)
             with _progress("exercises", total) as step:
@@ -207,6 +209,11 @@ def check(
     fewer = {exercise.seeds for exercise in report.exercises} - {seeds}
     kernels = f" ({min(fewer)} for kernels, which the interpreter runs slowly)" if fewer else ""
     console.print(f"{report.caught} of {report.total} named mistakes caught and named, over {seeds} seeds{kernels}.")
+    if record:
+        from autograder.grading.cache import ENDINGS
+
+        written = sum(not exercise.problems for exercise in report.exercises)
+        console.print(f"How the mistakes of {written} exercises end is written down in [bold]{ENDINGS}[/].")
     if not report.holds:
         raise typer.Exit(1)
 

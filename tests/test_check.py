@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Exercises that ask for the same thing. The first is sound; each of the others has a defect of its own.
 DEFECTS = (
-    "sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless", "warmed", "unsigned", "missigned"
+    "sound", "weak", "alike", "gift", "narrow", "lonely", "broken", "endless", "warmed", "unrecorded", "misrecorded"
 )  # fmt: skip
 
 SOLUTION = '''
@@ -157,12 +157,12 @@ def judged(tmp_path_factory):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     assert attn(root, "build").returncode == 0
-    attn(root, "check", "tiny", "--record", "--seeds", "1")
-    signatures = root / "autograder/answers/signatures/tiny.json"
-    recorded = json.loads(signatures.read_text())
-    recorded["exercises"]["unsigned"]["basis"] = "of an earlier suite"
-    recorded["exercises"]["missigned"]["mistakes"]["thrice"] = ".."
-    signatures.write_text(json.dumps(recorded))
+    attn(root, "check", "tiny", "--record")
+    endings = root / "autograder/answers/endings/tiny.json"
+    recorded = json.loads(endings.read_text())
+    recorded["exercises"]["unrecorded"]["basis"] = "of an earlier suite"
+    recorded["exercises"]["misrecorded"]["mistakes"]["thrice"] = ".."
+    endings.write_text(json.dumps(recorded))
     sheet = root / "chapters/tiny/exercises.md"
     sheet.write_text(sheet.read_text().replace("Welcome.", "Welcome back."))
     done = attn(root, "check", "tiny", "--seeds", "2", "--workers", "2", "--json", str(root / "out" / "check.json"))
@@ -187,10 +187,8 @@ def test_a_sound_exercise_has_no_problem(judged):
     assert sound["problems"] == []
     assert (sound["reference"], sound["stub"], sound["points"]) == ("passed", "not_attempted", 2)
     assert sound["alternatives"] == [{"name": "sound_by_sum", "outcome": "passed"}]
-    signature = {"test_sound_doubles": "F", "test_sound_of_nothing": "."}
-    assert sound["mistakes"] == [
-        {"name": name, "caught": True, "named": True, "signature": signature} for name in MISTAKES
-    ]
+    endings = {"test_sound_doubles": "F", "test_sound_of_nothing": "."}
+    assert sound["mistakes"] == [{"name": name, "caught": True, "named": True, "endings": endings} for name in MISTAKES]
     assert sound["degenerate"] == dict.fromkeys(("none", "echo", "zeros", "ones", "nan"), 0)
 
 
@@ -245,15 +243,15 @@ def test_what_is_missing_or_wrong_on_the_shelf_is_reported(judged):
     assert any(p.startswith("alternative broken_by_sum fails test_broken_") for p in exercises["broken"]["problems"])
 
 
-def test_signatures_that_are_missing_or_wrong_are_reported(judged):
-    (unsigned,) = judged[2]["unsigned"]["problems"]
-    assert unsigned.startswith("no signatures of its mistakes as they are now are on record")
-    assert unsigned.endswith("`attn check tiny --record` writes them")
-    assert all(mistake["named"] for mistake in judged[2]["unsigned"]["mistakes"])  # more slowly
-    wrong = [problem for problem in judged[2]["missigned"]["problems"] if "its signature says" in problem]
+def test_endings_that_are_not_on_record_or_wrong_are_reported(judged):
+    (unrecorded,) = judged[2]["unrecorded"]["problems"]
+    assert unrecorded.startswith("how its mistakes end, as they are now, is not on record")
+    assert unrecorded.endswith("`attn check tiny --record` writes it down")
+    assert all(mistake["named"] for mistake in judged[2]["unrecorded"]["mistakes"])  # more slowly
+    wrong = [problem for problem in judged[2]["misrecorded"]["problems"] if "is on record" in problem]
     assert len(wrong) == 2  # at two seeds
-    assert all(p.startswith("mistake thrice: test_missigned_doubles is failed at seed") for p in wrong)
-    assert [m["name"] for m in judged[2]["missigned"]["mistakes"] if not m["named"]] == ["thrice"]
+    assert all(p.startswith("mistake thrice: test_misrecorded_doubles is failed at seed") for p in wrong)
+    assert [m["name"] for m in judged[2]["misrecorded"]["mistakes"] if not m["named"]] == ["thrice"]
 
 
 def test_a_stale_notebook_and_too_few_mistakes_are_reported(judged):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from autograder import course
-from autograder.answers import Answer, shelf
+from autograder.answers import Answer, reference_source, shelf
 from autograder.grading import diagnose
-from autograder.grading import signatures as module
+from autograder.grading import endings as module
+from autograder.grading.endings import endings
 from autograder.grading.judge import outcome_of
 from autograder.grading.secret import own_seed, seed_of
-from autograder.grading.signatures import signatures
 from autograder.grading.suite import Run, Verdict, suite
 from autograder.sandbox.student import Direct, Journal, Student
 from autograder.suites.kit import Gauge
@@ -95,33 +95,35 @@ def test_a_replay_that_catches_its_end_is_ended_all_the_same():
 
 
 @pytest.mark.parametrize("name", ["softmax", "bilinear_scores", "BahdanauDecoderStep"])
-def test_signatures_spare_replays_and_change_no_name(name, monkeypatch):
+def test_endings_on_record_spare_replays_and_change_no_name(name, monkeypatch):
     exercise = exercise_of(name)
     replays = []
     behaves_so = diagnose._behaves_so
     monkeypatch.setattr(diagnose, "_behaves_so", lambda *given: replays.append(given) or behaves_so(*given))
-    assert signatures(exercise)
+    assert endings(exercise).numbers >= module.MANY
     for submitted in shelf("additive").mistakes[name]:
         verdicts = verdicts_of(exercise, submitted)
         named = diagnose.name_mistake(exercise, verdicts, SEEDS)
-        with_signatures = len(replays)
-        monkeypatch.setattr(diagnose, "signatures", lambda exercise: {})
+        with_endings = len(replays)
+        monkeypatch.setattr(diagnose, "endings", lambda exercise: module.NOTHING)
         assert named is submitted is diagnose.name_mistake(exercise, verdicts, SEEDS)
-        monkeypatch.setattr(diagnose, "signatures", signatures)
+        monkeypatch.setattr(diagnose, "endings", endings)
         failures = sum(verdict.outcome != "passed" for verdict in verdicts)
-        assert failures <= with_signatures < len(replays) / 2
+        assert failures <= with_endings < len(replays) / 2
         replays.clear()
 
 
-def test_a_mistake_that_ends_a_test_otherwise_is_not_named():
+def test_two_mistakes_at_once_have_no_name():
     exercise = exercise_of("softmax")
-    submitted = next(a for a in shelf("additive").mistakes["softmax"] if a.name == "no_max_subtraction")
-    verdicts = verdicts_of(exercise, submitted)
-    assert diagnose.name_mistake(exercise, verdicts, SEEDS) is submitted
-    last = verdicts[-1]
-    assert last.outcome == "passed"
-    verdicts[-1] = replace(last, outcome="failed")
-    assert diagnose.name_mistake(exercise, verdicts, SEEDS) is None
+    source = (
+        "def softmax(scores, axis=-1):\n"
+        "    weights = np.exp(scores) / np.exp(scores).sum(axis=axis, keepdims=True)\n"
+        "    {also}\n    return weights\n"
+    )
+    for also, name in (("pass", "no_max_subtraction"), ("scores += 1", None)):
+        verdicts = verdicts_of(exercise, Answer("softmax", "submitted", source.format(also=also)))
+        named = diagnose.name_mistake(exercise, verdicts, SEEDS)
+        assert (named and named.name) == name
 
 
 def test_values_of_passed_tests_are_the_submissions_own_affair():
@@ -134,20 +136,20 @@ def test_values_of_passed_tests_are_the_submissions_own_affair():
     assert diagnose.name_mistake(exercise, verdicts, SEEDS) is submitted
 
 
-def test_signatures_of_another_state_of_the_suite_do_not_count(monkeypatch, tmp_path):
+def test_endings_of_another_state_of_the_suite_do_not_count(monkeypatch, tmp_path):
     exercise = exercise_of("softmax")
-    kept = json.loads((module.FOLDER / "additive.json").read_text())
-    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    kept = json.loads((module.ENDINGS / "additive.json").read_text())
+    monkeypatch.setattr(module, "ENDINGS", tmp_path)
     for damage, counts in ((None, True), ("another basis", False), ("no list", False), ("no json", False)):
         entry = kept["exercises"]["softmax"]
         entry |= {"basis": "0" * 16} if damage == "another basis" else {}
         entry |= {"mistakes": 3, "basis": module._basis(exercise)} if damage == "no list" else {}
         (tmp_path / "additive.json").write_text("{" if damage == "no json" else json.dumps(kept))
-        signatures.cache_clear()
-        assert bool(signatures(exercise)) == counts, damage
+        endings.cache_clear()
+        assert (endings(exercise) is not module.NOTHING) == counts, damage
     monkeypatch.undo()
-    signatures.cache_clear()
-    assert signatures(exercise)
+    endings.cache_clear()
+    assert endings(exercise) is not module.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -164,9 +166,29 @@ def test_signatures_of_another_state_of_the_suite_do_not_count(monkeypatch, tmp_
         (["failed"], [0.1, 2.1], "F"),
     ],
 )
-def test_a_signature_says_only_what_is_sure(outcomes, ratios, letter):
+def test_a_record_says_only_what_is_sure(outcomes, ratios, letter):
     test = suite("additive").tests["softmax"][0]
     run = Run(None, tuple(Gauge("a number", ratio) for ratio in ratios))
-    runs = [[Verdict(test, outcome, "", run, Journal())] for outcome in outcomes]
-    assert module.over_seeds(runs) == {test.name: letter}
-    assert module.over_seeds([*runs, [Verdict(test, outcomes[0], "", None, Journal())]]) == {test.name: "?"}
+    runs = [Verdict(test, outcome, "", run, Journal()) for outcome in outcomes]
+    assert module.together(runs) == {test.name: letter}
+    assert module.together([*runs, Verdict(test, outcomes[0], "", None, Journal())]) == {test.name: "?"}
+
+
+def test_a_record_of_few_numbers_that_misleads_costs_time_and_no_name(monkeypatch):
+    exercise = exercise_of("softmax")
+    wrong = {name: dict.fromkeys(letters, "E") for name, letters in endings(exercise).letters.items()}
+    for numbers in (2, module.MANY):
+        misled = module.Endings(wrong, numbers)
+        monkeypatch.setattr(diagnose, "endings", lambda exercise, misled=misled: misled)
+        for submitted in shelf("additive").mistakes["softmax"][:3]:
+            named = diagnose.name_mistake(exercise, verdicts_of(exercise, submitted), SEEDS)
+            assert named is (submitted if misled.may_mislead else None)
+
+
+def test_an_answer_of_ours_that_does_not_end_is_ended():
+    exercise, test = exercise_of("softmax"), suite("additive").tests["softmax"][0]
+    test = replace(test, mark=replace(test.mark, seconds=0.3))
+    source = "def softmax(scores, axis=-1):\n    while True:\n        pass\n"
+    assert diagnose.own_verdict(exercise, Answer("softmax", "never", source), test, 1).outcome == "timeout"
+    right = Answer("softmax", "right", reference_source("additive", "softmax"))
+    assert diagnose.own_verdict(exercise, right, test, 1).outcome == "passed"

@@ -32,7 +32,7 @@ from autograder.sandbox.errors import (
 from autograder.sandbox.jail import Limits
 from autograder.sandbox.protocol import encode
 from autograder.sandbox.session import CORES, LIMITS, Session
-from autograder.sandbox.student import Direct, Module, Student
+from autograder.sandbox.student import Call, Direct, Module, Student
 
 SMALL = Limits(cpu_seconds=60, address_space=1 << 30, processes=16)
 
@@ -271,7 +271,7 @@ def test_the_journal_holds_every_call_and_what_came_back(either):
 
 
 def test_calls_that_travel_together_end_where_one_by_one_they_would(either):
-    assert list(either.each("echo", [(1,), (2, "b")], key=3)) == [((1,), {"key": 3}), ((2, "b"), {"key": 3})]
+    assert list(either.each("echo", [Call(1, key=3), (2, "b")])) == [((1,), {"key": 3}), ((2, "b"), {})]
     assert list(either.each("double", [])) == []
     first = either.remember(0)
     either.journal.entries.clear()

@@ -9,7 +9,8 @@ notebook too, among the examples and the other answers.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from autograder import course
 from autograder.answers import Answer, shelf
 from autograder.authoring.build import build, instructor_notebook, marked
 from autograder.course import Exercise
-from autograder.grading import signatures
+from autograder.grading import diagnose, endings
 from autograder.grading.judge import forbidden_result, judge_exercises, run_tests, score
 from autograder.grading.result import ExerciseResult
 from autograder.grading.secret import seed_of
@@ -32,6 +33,8 @@ from autograder.sandbox.session import Session
 
 KERNEL_SHARE = 0.4  # of the seeds, for exercises with Triton kernels: the interpreter takes milliseconds for every tile
 TOGETHER = 5  # seeds judged in one process: its CPU time is limited to what one submission may use
+OFTEN, FEW = 100, 10  # numbers with which recording tries a test, and a cost
+PATIENCE = 1.0  # CPU seconds after which fewer numbers are enough
 MIN_MISTAKES, MEAN_MISTAKES = 5, 8.0
 
 # Answers that know nothing. Each keeps the reference's call: shapes and dtypes are right, only the values are not.
@@ -123,7 +126,8 @@ def check(
         seeds: how many different sets of hidden numbers each answer meets; fewer where there are kernels
             (``KERNEL_SHARE``).
         workers: processes.
-        recording: write the mistakes' signatures, instead of comparing them with those on record.
+        recording: write down how the mistakes of exercises without problems end, instead of comparing it with what
+            is on record.
         progress: called with an exercise's id when it is done.
     """
     from autograder.authoring.coverage import coverage_problems
@@ -148,7 +152,8 @@ def check(
             problems += notebook.result()
     if recording:
         for slug in slugs:
-            signatures.record(slug, {e: _signatures_of(done[e.id]) for e in exercises if e.slug == slug})
+            sound = [e for e in exercises if e.slug == slug and not done[e.id].problems]
+            endings.record(slug, {exercise: _endings_of(exercise, done[exercise.id]) for exercise in sound})
     return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
 
 
@@ -224,20 +229,23 @@ def check_exercise(slug: str, name: str, seeds: int, recording: bool = False) ->
         outcome = _right(exercise, f"alternative {answer.name}", answer.source, seeds, found)
         found.alternatives.append({"name": answer.name, "outcome": outcome})
     found.stub = _stub(exercise, found)
-    known = {} if recording else signatures.signatures(exercise)
-    if not known and not recording:
-        found.problems.append(
-            "no signatures of its mistakes as they are now are on record, so grading names them slowly; "
-            f"`attn check {slug} --record` writes them"
-        )
+    known = endings.NOTHING if recording else endings.endings(exercise)
     for answer in shelf(slug).mistakes.get(name, []):
-        found.mistakes.append(_wrong(exercise, answer, seeds, found, known.get(answer.name, {})))
+        row, letters = _wrong(exercise, answer, seeds, found, known)
+        if recording and not _has_kernels(exercise):
+            letters = {name: _tried(exercise, answer, name, letter) for name, letter in letters.items()}
+        found.mistakes.append(row | {"endings": letters})
     for label, expression in DEGENERATE.items():
         cells = [module.text, _FILL + _degenerate(exercise, expression)]
         scores = [r.score for r in _judged(exercise, cells, seeds)]
         found.degenerate[label] = max(scores)
         if max(scores) > 0:
             found.problems.append(f"the answer {label!r} earns {max(scores):g} of {exercise.points:g} points")
+    if known is endings.NOTHING and not recording and not found.problems:  # else it waits until they are mended
+        found.problems.append(
+            "how its mistakes end, as they are now, is not on record, so grading names them slowly; "
+            f"`attn check {slug} --record` writes it down"
+        )
     return found
 
 
@@ -287,7 +295,7 @@ def _right(exercise: Exercise, label: str, source: str, seeds: int, found: Exerc
 
 def _narrow(label: str, verdict: Verdict, where: str) -> Iterator[str]:
     for gauge in verdict.run.gauges if verdict.run else ():
-        if gauge.ratio * signatures.MARGIN > 1:
+        if gauge.ratio * endings.MARGIN > 1:
             yield (
                 f"{label} passes {verdict.test.name} by too little {where}: "
                 f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
@@ -307,12 +315,12 @@ def _alone(exercise: Exercise, label: str, cells: Sequence[str]) -> Iterator[str
 
 
 def _wrong(
-    exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck, signature: Mapping[str, str]
-) -> dict[str, Any]:
+    exercise: Exercise, answer: Answer, seeds: int, found: ExerciseCheck, known: endings.Endings
+) -> tuple[dict[str, Any], endings.Letters]:
     caught = named = True
-    seen = []
+    seen: list[Verdict] = []
     for seed, verdicts, result in _runs(exercise, _cells_with(exercise, answer.source), seeds):
-        seen.append(verdicts)
+        seen += verdicts
         if result.outcome == "passed":
             caught = named = False
             found.problems.append(f"mistake {answer.name} passes at seed {seed}")
@@ -327,23 +335,43 @@ def _wrong(
             tests = ", ".join(f"{t.name} {t.outcome}" for t in result.tests if t.outcome != "passed")
             found.problems.append(f"mistake {answer.name} is named {result.mistake} at seed {seed} ({tests})")
         for verdict in verdicts:
-            letter = signature.get(verdict.test.name, signatures.UNSURE)
-            if verdict.run and not signatures.agrees(letter, verdict.outcome):
+            if verdict.run and not known.may_be(answer.name, verdict):
                 found.problems.append(
-                    f"mistake {answer.name}: {verdict.test.name} is {verdict.outcome} at seed {seed}, and its "
-                    f"signature says {letter}; `attn check {exercise.slug} --record` writes it anew"
+                    f"mistake {answer.name}: {verdict.test.name} is {verdict.outcome} at seed {seed}, and another "
+                    f"ending is on record; `attn check {exercise.slug} --record` writes it anew"
                 )
             for gauge in verdict.run.gauges if verdict.run and verdict.outcome == "failed" else ():
-                if 1 < gauge.ratio < signatures.MARGIN:
+                if 1 < gauge.ratio < endings.MARGIN:
                     found.problems.append(
                         f"mistake {answer.name} fails {verdict.test.name} by too little at seed {seed}: "
                         f"{gauge.what} reaches {gauge.ratio:.2f} of its limit"
                     )
-    return {"name": answer.name, "caught": caught, "named": named, "signature": signatures.over_seeds(seen)}
+    return {"name": answer.name, "caught": caught, "named": named}, endings.together(seen)
 
 
-def _signatures_of(found: ExerciseCheck) -> signatures.Signatures:
-    return {mistake["name"]: mistake["signature"] for mistake in found.mistakes}
+def _tried(exercise: Exercise, answer: Answer, name: str, letter: str) -> str:
+    """The letter of a mistake's ending in a test, if it ends so with many more numbers too: a few may agree by chance.
+
+    The numbers are tried in this process. Costs are read otherwise here, so of a cost only whether its ending changes
+    from one to the next tells anything, and few do.
+    """
+    (test,) = (test for test in suite(exercise.slug).tests[exercise.name] if test.name == name)
+    cost = test.mark.kind == "cost"
+    outcomes = {outcome for outcome, sign in endings.LETTERS.items() if sign == letter and not cost}
+    begin = time.process_time()
+    for tries in range(FEW if cost else OFTEN):
+        if letter == endings.UNSURE or (tries == endings.MANY and time.process_time() - begin > PATIENCE):
+            break
+        seed = seed_of(b"often", exercise.slug, str(tries), name)
+        outcomes.add(diagnose.own_verdict(exercise, answer, test, seed).outcome)
+        if len(outcomes) > 1:
+            return endings.UNSURE
+    return letter
+
+
+def _endings_of(exercise: Exercise, found: ExerciseCheck) -> endings.Endings:
+    letters = {mistake["name"]: mistake["endings"] for mistake in found.mistakes}
+    return endings.Endings(letters, found.seeds if _has_kernels(exercise) else endings.MANY)
 
 
 def _runs(

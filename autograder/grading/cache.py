@@ -1,9 +1,9 @@
 """What a grade depends on, exercise by exercise: the digests by which a regrade knows what it need not judge again.
 
 A result keeps its ``basis``. Three parts of it concern a whole chapter: the grader's own code, its libraries, and the
-cells that students are given. Five concern one exercise: its hidden tests, its reference, its named mistakes, its entry
-in `exercises.md`, and all of that for the exercises it may call. Source counts as its syntax tree, cut to what a name
-leads to: a comment, or a helper of another exercise, makes nobody's grade stale.
+cells that students are given. Six concern one exercise: its hidden tests, its reference, its named mistakes and how
+they end, its entry in `exercises.md`, and all of that for the exercises it may call. Source counts as its syntax tree,
+cut to what a name leads to: a comment, or a helper of another exercise, makes nobody's grade stale.
 
 Where reading cannot decide, more is judged again: a statement that defines nothing concerns every exercise, and so does
 a notebook whose functions keep state from call to call, or whose process a test has ended.
@@ -15,6 +15,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,9 +33,10 @@ from autograder.grading.secret import student_seed
 Basis = dict[str, Any]
 
 TOOL = Path(__file__).resolve().parent.parent
+ENDINGS = TOOL / "answers" / "endings"  # how each mistake ends each test, a file for each chapter
 _TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # it exists for Linux only
 LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *_TRITON)
-GRADER = ("judge", "suite", "diagnose", "forbidden", "intake", "result", "secret", "signatures", "cache")
+GRADER = ("judge", "suite", "diagnose", "forbidden", "endings", "intake", "result", "secret", "cache")
 _DYNAMIC = frozenset(("globals", "vars", "eval", "exec", "importlib", "__import__"))
 _WHY = {
     "grader": "the grader changed",
@@ -43,6 +45,7 @@ _WHY = {
     "suite": "its suite changed",
     "reference": "its reference changed",
     "mistakes": "its named mistakes changed",
+    "endings": "how its named mistakes end was recorded anew",
     "sheet": "its entry in exercises.md changed",
     "uses": "an exercise that it may call changed",
 }
@@ -160,8 +163,18 @@ def _own(exercise: Exercise) -> dict[str, str]:
         "suite": reached.digest("autograder.suites."),
         "reference": reached.digest("solutions."),
         "mistakes": reached.digest("autograder.answers."),
+        "endings": _digest(_endings(exercise.slug).get(exercise.name)),
         "sheet": _digest(sheet),
     }
+
+
+@cache
+def _endings(slug: str) -> dict[str, Any]:
+    """What is on record of how the mistakes of a chapter end, by exercise; nothing where that cannot be read."""
+    try:
+        return dict(json.loads((ENDINGS / f"{slug}.json").read_text(encoding="utf-8"))["exercises"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import torch
 
 from autograder.answers import Answer, shelf
 from autograder.course import Exercise, definitions
+from autograder.grading.endings import NOTHING, Endings, endings
 from autograder.grading.secret import own_seed
-from autograder.grading.signatures import UNSURE, agrees, signatures
-from autograder.grading.suite import Run, Verdict, suite
+from autograder.grading.suite import HiddenTest, Run, Verdict, suite
 from autograder.sandbox import kernels
 from autograder.sandbox.errors import StudentError
 from autograder.sandbox.student import Direct, Journal, Module, Student
@@ -76,27 +76,31 @@ def name_mistake(exercise: Exercise, verdicts: Sequence[Verdict], seeds: Callabl
     ran = [verdict for verdict in verdicts if verdict.run is not None]
     if any(verdict.outcome in ("timeout", "memory") for verdict in ran):
         return None
-    known = signatures(exercise)
+    known = endings(exercise)
+    left = _left(exercise, ran, seeds, known)
+    if len(left) != 1 and known.may_mislead:
+        left = _left(exercise, ran, seeds, NOTHING)
+    return left[0] if len(left) == 1 else None
 
-    def letter(answer: Answer, verdict: Verdict) -> str:
-        return known.get(answer.name, {}).get(verdict.test.name, UNSURE)
 
-    candidates = [
+def _left(exercise: Exercise, ran: Sequence[Verdict], seeds: Callable[[str], int], known: Endings) -> Sequence[Answer]:
+    """The mistakes that behave as the submission did, apart from what is known of how they end."""
+    left = [
         answer
         for answer in shelf(exercise.slug).mistakes.get(exercise.name, [])
-        if all(agrees(letter(answer, verdict), verdict.outcome) for verdict in ran)
+        if all(known.may_be(answer.name, verdict) for verdict in ran)
     ]
     # In any order the same mistakes are left; where cheap tests can tell them apart, few are left for the dear ones.
     for verdict in sorted(ran, key=_effort):
-        candidates = [
+        if not left:
+            break
+        left = [
             answer
-            for answer in candidates
-            if (verdict.outcome == "passed" and letter(answer, verdict) != UNSURE)
+            for answer in left
+            if (verdict.outcome == "passed" and known.passes(answer.name, verdict))
             or _behaves_so(exercise, answer, verdict, seeds)
         ]
-        if not candidates:
-            return None
-    return candidates[0] if len(candidates) == 1 else None
+    return left
 
 
 class _Differs(BaseException):
@@ -121,6 +125,17 @@ class _Following(list[Entry]):
         super().append(entry)
 
 
+def own_verdict(exercise: Exercise, answer: Answer, test: HiddenTest, seed: int) -> Verdict:
+    """How one of our own answers ends a test with these numbers, in this process: "timeout" if it does not."""
+    with _Limit(test.mark.seconds) as limit:
+        student = Student(_Ending(namespace_with(exercise.slug, answer), limit), own_seed(seed))
+        try:
+            run = suite(exercise.slug).run(test, student, np.random.default_rng(seed))
+        except _Endless:
+            run = Run(None, ())
+    return Verdict(test, "timeout" if limit.reached else _outcome(run), "", run, student.journal)
+
+
 def _effort(verdict: Verdict) -> tuple[bool, float]:
     """How much it takes to tell mistakes apart by a test: whole tests last, then by the time that its calls took.
 
@@ -134,7 +149,7 @@ def _behaves_so(exercise: Exercise, answer: Answer, verdict: Verdict, seeds: Cal
     with _Limit(verdict.test.mark.seconds) as limit:
 
         def bench() -> Direct:
-            return _Ended(namespace_with(exercise.slug, answer), limit)
+            return _Ending(namespace_with(exercise.slug, answer), limit)
 
         try:
             alike = _answers_so(bench(), verdict)
@@ -177,7 +192,7 @@ class _Limit:
         raise _Endless
 
 
-class _Ended(Direct):
+class _Ending(Direct):
     """A bench that answers no more once the limit is reached; what it serves may catch the exception that ended it."""
 
     def __init__(self, namespace: dict[str, Any], limit: _Limit) -> None:

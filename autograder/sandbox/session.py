@@ -128,20 +128,21 @@ class Session:
     def measure(self, message: dict[str, Any], memory: bool) -> tuple[dict[str, Any], Reading]:
         """The reply, and what the kernel says that making it has cost."""
         self._ensure()
-        before = self._peak(forget=True) if memory else 0
+        assert self._child is not None
+        if memory:
+            outside.forget_peak(self._child.pid)
+        before = self._peak() if memory else 0
         seconds = self.cpu_seconds
         reply = self._exchange(message)
         return reply, Reading(self._peak() - before if memory else None, self.cpu_seconds - seconds)
 
-    def _peak(self, forget: bool = False) -> int:
-        """Highest resident memory of the submission's first process, so far or from here on.
+    def _peak(self) -> int:
+        """Highest resident memory of the submission's first process since it was last forgotten.
 
         Raises:
             Crashed: the process does not show it; one without a first thread does not.
         """
         assert self._child is not None
-        if forget:
-            outside.forget_peak(self._child.pid)
         if (peak := outside.peak_memory(self._child.pid)) is None:
             self._end(kill=True)
             raise Crashed("its process hid how much memory it uses")

@@ -35,6 +35,16 @@ class Reading:
     seconds: float
 
 
+class Call:
+    """Arguments of one call among several: ``Call(x, axis=0)``. A tuple stands for a call without keywords."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+
+Calls = Iterable[Call | tuple[Any, ...]]
+
+
 class Transport(Protocol):
     """Carries one request to a workbench and brings its reply."""
 
@@ -188,24 +198,24 @@ class Student:
         """What the submission's ``name`` returns for these arguments."""
         return self._ask("call", {"name": name}, args, kwargs)
 
-    def each(self, name: str, calls: Iterable[tuple[Any, ...]], /, **kwargs: Any) -> Iterator[Any]:
-        """What ``name`` returns for one tuple of arguments after the other.
+    def each(self, name: str, calls: Calls, /) -> Iterator[Any]:
+        """What ``name`` returns for one call after the other.
 
         The calls travel together, which takes a fraction of the time of as many journeys. So none of them may depend on
         what another returned, nothing else may be asked before the last value is taken, and after one that raises there
         is no further value. All are made before the first value is looked at: where a wrong answer to one may let
         another hang, ask one by one.
         """
-        return self._each("call", {"name": name}, calls, kwargs)
+        return self._each("call", {"name": name}, calls)
 
-    def each_counted(self, name: str, calls: Iterable[tuple[Any, ...]], /) -> Iterator[tuple[Any, int]]:
+    def each_counted(self, name: str, calls: Calls, /) -> Iterator[tuple[Any, int]]:
         """As :meth:`each`: what a call returns, and how many lines of Python it ran, which it can lie about."""
         return self._each_counted({"name": name}, calls)
 
-    def outcomes(self, name: str, calls: Iterable[tuple[Any, ...]], /) -> list[Any]:
+    def outcomes(self, name: str, calls: Calls, /) -> list[Any]:
         """What came of one call after the other, as :meth:`each`: its value, or the :class:`Raised` it ended in."""
         self._flush()
-        messages = [self._message("call", {"name": name}, args, {}) for args in calls]
+        messages = self._messages("call", {"name": name}, calls)
         replies = self._transport.requests(messages, past_errors=True)
         found: list[Any] = []
         for message in messages:
@@ -258,12 +268,16 @@ class Student:
         """Ask for something whose value nobody needs: it is sent, and what it raises is raised, with the next call."""
         self._before.append(self._message(op, target, args, kwargs))
 
-    def _each(self, op: str, target: dict[str, Any], calls: Iterable[tuple[Any, ...]], kwargs: Any) -> Iterator[Any]:
-        messages = [self._message(op, target, args, kwargs) for args in calls]
+    def _each(self, op: str, target: dict[str, Any], calls: Calls) -> Iterator[Any]:
+        messages = self._messages(op, target, calls)
         return itertools.islice(self._read_all(messages), len(self._before), None)
 
-    def _each_counted(self, target: dict[str, Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, int]]:
-        return map(_counted, self._each("pace", target, calls, {}))
+    def _each_counted(self, target: dict[str, Any], calls: Calls) -> Iterator[tuple[Any, int]]:
+        return map(_counted, self._each("pace", target, calls))
+
+    def _messages(self, op: str, target: dict[str, Any], calls: Calls) -> list[dict[str, Any]]:
+        full = (call if isinstance(call, Call) else Call(*call) for call in calls)
+        return [self._message(op, target, call.args, call.kwargs) for call in full]
 
     def _flush(self) -> None:
         for _ in self._read_all([]):
@@ -382,11 +396,11 @@ class Module:
         """What one of its methods returns; an attribute that is no method comes back as it is."""
         return self._student._ask("call", {"handle": self.handle.number, "method": method}, args, kwargs)
 
-    def each(self, calls: Iterable[tuple[Any, ...]], /) -> Iterator[Any]:
-        """What the object returns for one tuple of arguments after the other; see :meth:`Student.each`."""
-        return self._student._each("call", {"handle": self.handle.number}, calls, {})
+    def each(self, calls: Calls, /) -> Iterator[Any]:
+        """What the object returns for one call after the other; see :meth:`Student.each`."""
+        return self._student._each("call", {"handle": self.handle.number}, calls)
 
-    def each_counted(self, calls: Iterable[tuple[Any, ...]], /) -> Iterator[tuple[Any, int]]:
+    def each_counted(self, calls: Calls, /) -> Iterator[tuple[Any, int]]:
         """See :meth:`Student.each_counted`."""
         return self._student._each_counted({"handle": self.handle.number}, calls)
 

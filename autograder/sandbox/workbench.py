@@ -70,9 +70,10 @@ class Workbench:
             target = self._target(request)
             with kernels.poisoned() if self._has_kernels else nullcontext():
                 value = operation(target, args, kwargs, request.get("options", {}))
-            if "as" in request:
-                self._handles[int(request["as"])], value = value, None
-            return {"value": self._encode(value)}
+                if "as" in request:
+                    self._handles[int(request["as"])] = value
+                    value = None
+                return {"value": self._encode(value)}
         except BaseException as error:
             return {"error": describe(error)}
 

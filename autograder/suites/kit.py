@@ -5,7 +5,7 @@ A message goes to a student. It says what is wrong and by how much, never what w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from autograder.sandbox.errors import Raised
 from autograder.sandbox.protocol import name_of
-from autograder.sandbox.student import Student
+from autograder.sandbox.student import Calls, Student
 
 KINDS = ("value", "property", "gradient", "edge", "cost")
 _RTOL = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2}
@@ -286,8 +286,8 @@ def raises(exception: type[BaseException], student: Student, name: str, *args: A
     _require_raised(exception, outcome)
 
 
-def each_raises(exception: type[BaseException], student: Student, name: str, calls: Iterable[tuple[Any, ...]]) -> None:
-    """Fail unless the call raises this exception, or a subclass of it, for each of these tuples of arguments."""
+def each_raises(exception: type[BaseException], student: Student, name: str, calls: Calls) -> None:
+    """Fail unless each of these calls, all of which are made, raises this exception or a subclass of it."""
     for outcome in student.outcomes(name, calls):
         _require_raised(exception, outcome)
 

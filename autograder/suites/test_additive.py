@@ -8,7 +8,8 @@ from operator import or_
 import numpy as np
 import torch
 
-from autograder.suites.kit import at_most, at_most_seconds, close, each_raises, hidden, require, strided, tensor
+from autograder.sandbox.student import Call
+from autograder.suites.kit import at_most, at_most_seconds, close, each_raises, hidden, raises, require, strided, tensor
 
 MIB = 2**20
 
@@ -43,7 +44,8 @@ def test_softmax_matches_the_definition_on_any_axis(student, rng):
     """Equals exp(s) / Σ exp(s) along the axis asked for."""
     scores = 2 * rng.normal(size=(3, 5, 7))
     axes = (-1, 0, 1)
-    for axis, weights in zip(axes, student.each("softmax", [(scores, axis) for axis in axes]), strict=True):
+    calls = [Call(scores, axis=axis) for axis in axes]
+    for axis, weights in zip(axes, student.each("softmax", calls), strict=True):
         close(weights, softmax_by_loop(scores, axis), what=f"softmax(axis={axis})")
 
 
@@ -51,7 +53,7 @@ def test_softmax_matches_the_definition_on_any_axis(student, rng):
 def test_softmax_of_a_vector_and_of_a_square_array(student, rng):
     """Works for a single vector and for an array with as many rows as columns."""
     cases = [(rng.normal(size=9),), (rng.normal(size=(6, 6)),)]
-    for (scores,), weights in zip(cases, student.each("softmax", cases, axis=-1), strict=True):
+    for (scores,), weights in zip(cases, student.each("softmax", cases), strict=True):
         close(weights, softmax_by_loop(scores, -1), what=f"softmax of shape {scores.shape}")
 
 
@@ -822,7 +824,8 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
     """The count is that of a signal spread layer by layer, for every kind of layer at the default kernel."""
     distances = (1, 2, 3, *(int(d) for d in rng.integers(10, 60, size=3)))
     cases = list(itertools.product(distances, LAYERS))
-    for (distance, layer), answer in zip(cases, student.each("steps_to_connect", cases, dilation=2), strict=True):
+    calls = [Call(*case, dilation=2) for case in cases]
+    for (distance, layer), answer in zip(cases, student.each("steps_to_connect", calls), strict=True):
         same_count(answer, steps_by_spreading(distance, layer, 3, 2), what=f"{layer} steps")
 
 
@@ -831,16 +834,18 @@ def test_steps_agree_with_spreading_a_signal(student, rng):
 )
 def test_steps_for_other_kernels_and_dilations(student, rng):
     """Other widths of the kernel and other bases of the dilation, also base 1."""
-    cases = [
-        (int(distance), layer, kernel_size, dilation)
-        for kernel_size, dilation in ((2, 2), (5, 2), (4, 3), (5, 4), (6, 1))
-        for distance in rng.integers(20, 120, size=2)
-        for layer in ("cnn", "dilated_cnn")
-    ]
-    for case, answer in zip(cases, student.each("steps_to_connect", cases), strict=True):
-        _, layer, kernel_size, dilation = case
-        what = f"{layer} layers with kernel {kernel_size} and dilation {dilation}"
-        same_count(answer, steps_by_spreading(*case), what=what)
+    growing = ((2, 2), (5, 2), (4, 3), (5, 4))
+    for stacks in (growing, ((6, 1),)):
+        cases = [
+            (int(distance), layer, kernel_size, dilation)
+            for kernel_size, dilation in stacks
+            for distance in rng.integers(20, 120, size=2)
+            for layer in ("cnn", "dilated_cnn")
+        ]
+        calls = [Call(*case[:2], kernel_size=case[2], dilation=case[3]) for case in cases]
+        for case, answer in zip(cases, student.each("steps_to_connect", calls), strict=True):
+            what = f"{case[1]} layers with kernel {case[2]} and dilation {case[3]}"
+            same_count(answer, steps_by_spreading(*case), what=what)
 
 
 @hidden(
@@ -864,9 +869,8 @@ def test_steps_for_distance_zero(student, rng):
     """Distance 0 needs no step, whatever the layer."""
     kernel_size = int(rng.integers(2, 9))
     dilation = int(rng.integers(1, kernel_size + 1))
-    cases = [(0, layer) for layer in LAYERS]
-    answers = student.each("steps_to_connect", cases, kernel_size=kernel_size, dilation=dilation)
-    for layer, answer in zip(LAYERS, answers, strict=True):
+    cases = [(0, layer, kernel_size, dilation) for layer in LAYERS]
+    for layer, answer in zip(LAYERS, student.each("steps_to_connect", cases), strict=True):
         same_count(answer, 0, what=f"{layer} steps at distance 0")
 
 
@@ -876,30 +880,38 @@ def test_steps_for_distance_zero(student, rng):
 def test_steps_are_exact_for_enormous_distances(student, rng):
     """Exact for distances near 10¹⁸, and without walking through them."""
     layers, kernel_size = int(rng.integers(3, 10)) * 10**16 + 1, int(rng.integers(3, 8))
+    # One by one: who walks through the distance would hide, in the call that never ends, what was wrong before.
+    same_count(student.steps_to_connect(layers, "rnn"), layers, what="rnn steps")
     distance = layers * (kernel_size - 1)
-    cases = [
-        (layers, "rnn", kernel_size, 2),
-        (distance + 1, "cnn", kernel_size, 2),
-        (distance, "dilated_cnn", kernel_size, 1),
-    ]
-    depths = [layers, layers + 1, layers]
+    same_count(student.steps_to_connect(distance + 1, "cnn", kernel_size), layers + 1, what="cnn layers")
+    same_count(student.steps_to_connect(distance, "dilated_cnn", kernel_size, 1), layers, what="layers with dilation 1")
+    cases, depths = [], []
     for dilation, depth in ((2, 58), (3, 36)):
         reach = (kernel_size - 1) * (dilation**depth - 1) // (dilation - 1)
         cases += [(reach + more, "dilated_cnn", kernel_size, dilation) for more in (0, 1)]
         depths += [depth, depth + 1]
     for case, depth, answer in zip(cases, depths, student.each("steps_to_connect", cases), strict=True):
-        same_count(answer, depth, what=f"{case[1]} layers with dilation {case[3]}")
+        same_count(answer, depth, what=f"layers with dilation {case[3]}")
 
 
 @hidden("steps_to_connect", kind="edge", weight=1, hint="Check the arguments that this layer reads, and only those.")
 def test_steps_refuse_what_cannot_be(student, rng):
     """ValueError for nonsense that matters; numbers that a layer does not read are not looked at."""
     distance = int(rng.integers(5, 50))
-    refused = [(distance, "pigeon")]
-    refused += [(-distance, layer) for layer in LAYERS]
-    refused += [(far, layer, 1) for far in (distance, 0) for layer in ("cnn", "dilated_cnn")]
-    refused += [(distance, "dilated_cnn", 3, 0)]
-    each_raises(ValueError, student, "steps_to_connect", refused)
-    unread = [(distance, "rnn", 0, 0), (distance, "attention", 0, 0), (distance, "cnn", distance + 1, 0)]
-    for case, count, answer in zip(unread, (distance, 1, 1), student.each("steps_to_connect", unread), strict=True):
-        same_count(answer, count, what=f"{case[1]} layers with numbers that they do not read")
+    each_raises(
+        ValueError, student, "steps_to_connect", [(distance, "pigeon"), *((-distance, layer) for layer in LAYERS)]
+    )
+    # One by one: a stack of such layers reaches no distance, and who looks for the layer that does never ends.
+    for layer in ("cnn", "dilated_cnn"):
+        raises(ValueError, student, "steps_to_connect", distance, layer, kernel_size=1)
+    raises(ValueError, student, "steps_to_connect", distance, "dilated_cnn", dilation=0)
+    for layer in ("cnn", "dilated_cnn"):
+        raises(ValueError, student, "steps_to_connect", 0, layer, kernel_size=1)
+    words = ("rnn steps", "attention layers", "cnn layers")
+    calls = [
+        Call(distance, "rnn", kernel_size=0, dilation=0),
+        Call(distance, "attention", kernel_size=0, dilation=0),
+        Call(distance, "cnn", kernel_size=distance + 1, dilation=0),
+    ]
+    for what, count, answer in zip(words, (distance, 1, 1), student.each("steps_to_connect", calls), strict=True):
+        same_count(answer, count, what=what)
