@@ -12,7 +12,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from autograder.grading.judge import _judged_alike
 from autograder.grading.secret import course_secret, own_seed, seed_of
 from autograder.grading.suite import Suite, suite
 from autograder.sandbox import child, workbench
+from autograder.sandbox.errors import Raised
 from autograder.sandbox.protocol import Handle
-from autograder.sandbox.student import Module, Reading, Student, _error
+from autograder.sandbox.student import Calls, Module, Reading, Student, _error, whole
 
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, type(None))
 
@@ -50,12 +51,25 @@ class BareStudent(Student):
         except BaseException as error:
             raise _error(workbench.describe(error)) from None
 
-    def _ask_later(self, op: str, target: dict[str, Any], args: Any) -> None:
-        self._ask(op, target, args, {})
+    # Nothing travels here, so nothing waits to travel with something else.
 
-    def each(self, name: str, calls: Iterable[tuple[Any, ...]], /, **kwargs: Any) -> Iterator[Any]:
-        """See :class:`Student`; here nothing travels."""
-        return (self.call(name, *args, **kwargs) for args in calls)
+    def _ask_later(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> None:
+        value = self._ask(op, target, args, kwargs)
+        if "as" in target:
+            self._kept[target["as"]] = self._unwrapped(value)
+
+    def _each(self, op: str, target: dict[str, Any], calls: Calls) -> Iterator[Any]:
+        return (self._ask(op, target, call.args, call.kwargs) for call in whole(calls))
+
+    def outcomes(self, name: str, calls: Calls, /) -> list[Any]:
+        """See :class:`Student`."""
+        found: list[Any] = []
+        for call in whole(calls):
+            try:
+                found.append(self._ask("call", {"name": name}, call.args, call.kwargs))
+            except Raised as error:
+                found.append(error)
+        return found
 
     def _measured(self, op: str, target: dict[str, Any], args: Any, kwargs: Any) -> tuple[Any, Reading]:
         before = time.process_time()

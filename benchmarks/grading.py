@@ -330,6 +330,8 @@ def benchmark(slug: str, students: int, with_nbgrader: int, rounds: int) -> dict
             pair = bench.bare(2)
             verdicts, told = bare.pop("passed"), pair.pop("passed")
             agree = sum(set(verdicts[r["student"]]) == _passed(r) for r in results if r["student"] in verdicts)
+            if agree < len(verdicts):
+                sys.exit(f"for {len(verdicts) - agree} of {len(verdicts)} students the bare fork has other verdicts")
             done.append({
                 "load_before": round(load, 2), "ours_one_worker": one, "ours_two_workers": two, "nbgrader": theirs,
                 "bare_fork": bare, "bare_fork_in_two_processes": pair,

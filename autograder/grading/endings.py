@@ -47,7 +47,7 @@ class Endings:
         return self._letter(mistake, verdict) in (UNSURE, LETTERS.get(verdict.outcome))
 
     def passes(self, mistake: str, verdict: Verdict) -> bool:
-        """Whether a mistake is known to pass a test."""
+        """Whether a mistake is known to pass a test; where it may end as the submission did, that has passed too."""
         return self._letter(mistake, verdict) == LETTERS["passed"]
 
     def _letter(self, mistake: str, verdict: Verdict) -> str:

@@ -45,6 +45,11 @@ class Call:
 Calls = Iterable[Call | tuple[Any, ...]]
 
 
+def whole(calls: Calls) -> Iterator[Call]:
+    """Each of them with its keywords."""
+    return (call if isinstance(call, Call) else Call(*call) for call in calls)
+
+
 class Transport(Protocol):
     """Carries one request to a workbench and brings its reply."""
 
@@ -276,8 +281,7 @@ class Student:
         return map(_counted, self._each("pace", target, calls))
 
     def _messages(self, op: str, target: dict[str, Any], calls: Calls) -> list[dict[str, Any]]:
-        full = (call if isinstance(call, Call) else Call(*call) for call in calls)
-        return [self._message(op, target, call.args, call.kwargs) for call in full]
+        return [self._message(op, target, call.args, call.kwargs) for call in whole(calls)]
 
     def _flush(self) -> None:
         for _ in self._read_all([]):
