@@ -57,12 +57,14 @@ def copied(tmp_path, monkeypatch) -> Callable[[], dict]:
     """A copy of the course that may be changed; call what comes out for the basis of its chapter `additive`."""
     copy_of_the_course(tmp_path)
     monkeypatch.setattr(cache, "TOOL", tmp_path / "autograder")
+    monkeypatch.setattr(cache, "ENDINGS", tmp_path / "autograder/answers/endings")
     monkeypatch.setattr(course, "CHAPTERS", tmp_path / "chapters")
     monkeypatch.setattr(course, "SOLUTIONS", tmp_path / "solutions")
 
     def forget() -> None:
         for remembered in (
             cache.basis,
+            cache._endings,
             cache._module,
             cache._grader,
             course.sheet,
@@ -85,8 +87,8 @@ CHANGES = {
     "a comment": (SUITE, "def softmax_by_loop", "# A remark.\ndef softmax_by_loop", set()),
     "a helper of one exercise": (
         SUITE,
-        "math.tanh(hidden_layer[h])",
-        "math.tanh(1 * hidden_layer[h])",
+        "v.dot(np.tanh(",
+        "v.dot(1 * np.tanh(",
         {"additive_scores"},
     ),
     "a weight": (
@@ -106,6 +108,12 @@ CHANGES = {
     "the judge": ("autograder/grading/judge.py", "round(earned, 6)", "round(earned, 7)", EVERY),
     "the sandbox": ("autograder/sandbox/session.py", "MAX_RESPAWNS = 24", "MAX_RESPAWNS = 25", EVERY),
     "a mistake": (ANSWERS, 'by="scores.max()"', 'by="(scores.max())"', {"softmax", "attend"}),
+    "how a mistake ends": (
+        "autograder/answers/endings/additive.json",
+        '"no_max_subtraction": "...F..."',
+        '"no_max_subtraction": "...?..."',
+        {"softmax", "attend"},
+    ),
     "points": (SHEET, '"exercise": "attend", "points": 5', '"exercise": "attend", "points": 6', {"attend"}),
     "a forbidden name": (
         SHEET,
