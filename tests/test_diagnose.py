@@ -10,7 +10,7 @@ import pytest
 
 from autograder import course
 from autograder.answers import Answer, reference_source, shelf
-from autograder.grading import diagnose
+from autograder.grading import cache, diagnose
 from autograder.grading import endings as module
 from autograder.grading.endings import endings
 from autograder.grading.judge import outcome_of
@@ -138,17 +138,22 @@ def test_values_of_passed_tests_are_the_submissions_own_affair():
 
 def test_endings_of_another_state_of_the_suite_do_not_count(monkeypatch, tmp_path):
     exercise = exercise_of("softmax")
-    kept = json.loads((module.ENDINGS / "additive.json").read_text())
-    monkeypatch.setattr(module, "ENDINGS", tmp_path)
+    kept = json.loads((cache.ENDINGS / "additive.json").read_text())
+
+    def forget():
+        cache.recorded_endings.cache_clear()
+        endings.cache_clear()
+
+    monkeypatch.setattr(cache, "ENDINGS", tmp_path)
     for damage, counts in ((None, True), ("another basis", False), ("no list", False), ("no json", False)):
         entry = kept["exercises"]["softmax"]
         entry |= {"basis": "0" * 16} if damage == "another basis" else {}
         entry |= {"mistakes": 3, "basis": module._basis(exercise)} if damage == "no list" else {}
         (tmp_path / "additive.json").write_text("{" if damage == "no json" else json.dumps(kept))
-        endings.cache_clear()
+        forget()
         assert (endings(exercise) is not module.NOTHING) == counts, damage
     monkeypatch.undo()
-    endings.cache_clear()
+    forget()
     assert endings(exercise) is not module.NOTHING
 
 

@@ -64,7 +64,7 @@ def copied(tmp_path, monkeypatch) -> Callable[[], dict]:
     def forget() -> None:
         for remembered in (
             cache.basis,
-            cache._endings,
+            cache.recorded_endings,
             cache._module,
             cache._grader,
             course.sheet,

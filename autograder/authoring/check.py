@@ -233,7 +233,7 @@ def check_exercise(slug: str, name: str, seeds: int, recording: bool = False) ->
     for answer in shelf(slug).mistakes.get(name, []):
         row, letters = _wrong(exercise, answer, seeds, found, known)
         if recording and not _has_kernels(exercise):
-            letters = {name: _tried(exercise, answer, name, letter) for name, letter in letters.items()}
+            letters = {test: _tried(exercise, answer, test, letter) for test, letter in letters.items()}
         found.mistakes.append(row | {"endings": letters})
     for label, expression in DEGENERATE.items():
         cells = [module.text, _FILL + _degenerate(exercise, expression)]
@@ -353,7 +353,7 @@ def _tried(exercise: Exercise, answer: Answer, name: str, letter: str) -> str:
     """The letter of a mistake's ending in a test, if it ends so with many more numbers too: a few may agree by chance.
 
     The numbers are tried in this process. Costs are read otherwise here, so of a cost only whether its ending changes
-    from one to the next tells anything, and few do.
+    from one to the next tells anything, and a few numbers show that.
     """
     (test,) = (test for test in suite(exercise.slug).tests[exercise.name] if test.name == name)
     cost = test.mark.kind == "cost"

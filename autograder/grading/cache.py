@@ -163,13 +163,13 @@ def _own(exercise: Exercise) -> dict[str, str]:
         "suite": reached.digest("autograder.suites."),
         "reference": reached.digest("solutions."),
         "mistakes": reached.digest("autograder.answers."),
-        "endings": _digest(_endings(exercise.slug).get(exercise.name)),
+        "endings": _digest(recorded_endings(exercise.slug).get(exercise.name)),
         "sheet": _digest(sheet),
     }
 
 
 @cache
-def _endings(slug: str) -> dict[str, Any]:
+def recorded_endings(slug: str) -> dict[str, Any]:
     """What is on record of how the mistakes of a chapter end, by exercise; nothing where that cannot be read."""
     try:
         return dict(json.loads((ENDINGS / f"{slug}.json").read_text(encoding="utf-8"))["exercises"])

@@ -15,10 +15,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from autograder.course import Exercise
-from autograder.grading.cache import ENDINGS, basis
+from autograder.grading.cache import ENDINGS, basis, recorded_endings
 from autograder.grading.suite import Verdict, suite
 
 MANY = 30  # numbers with which a test is tried before its ending counts as known
@@ -77,17 +76,17 @@ def together(verdicts: Iterable[Verdict]) -> dict[str, str]:
 def endings(exercise: Exercise) -> Endings:
     """What is on record; ``NOTHING`` if that was never written, or tells of what is no longer as it was then."""
     try:
-        kept = json.loads(_path(exercise.slug).read_text(encoding="utf-8"))["exercises"][exercise.name]
+        kept = recorded_endings(exercise.slug)[exercise.name]
         if kept["basis"] != _basis(exercise):
             return NOTHING
         letters = {name: dict(zip(kept["tests"], line, strict=True)) for name, line in kept["mistakes"].items()}
         return Endings(letters, int(kept["numbers"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `attn check` says so
+    except (ValueError, LookupError, TypeError, AttributeError):  # `attn check` says so
         return NOTHING
 
 
-def record(slug: str, found: Mapping[Exercise, Endings]) -> Path:
-    """Write the endings of a chapter's mistakes, of these exercises and no others, and return where."""
+def record(slug: str, found: Mapping[Exercise, Endings]) -> None:
+    """Write the endings of a chapter's mistakes, of these exercises and no others."""
     entries = {}
     for exercise, known in found.items():
         tests = [test.name for test in suite(slug).tests[exercise.name]]
@@ -98,15 +97,11 @@ def record(slug: str, found: Mapping[Exercise, Endings]) -> Path:
             "tests": tests,
             "mistakes": lines,
         }
-    path = _path(slug)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"schema": 1, "exercises": entries}, indent=1) + "\n", encoding="utf-8")
-    endings.cache_clear()
-    return path
-
-
-def _path(slug: str) -> Path:
-    return ENDINGS / f"{slug}.json"
+    ENDINGS.mkdir(exist_ok=True)
+    text = json.dumps({"schema": 1, "exercises": entries}, indent=1) + "\n"
+    (ENDINGS / f"{slug}.json").write_text(text, encoding="utf-8")
+    for remembered in (recorded_endings, endings):
+        remembered.cache_clear()
 
 
 def _basis(exercise: Exercise) -> str:
