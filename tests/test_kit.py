@@ -14,6 +14,7 @@ from autograder import course
 from autograder.sandbox.errors import Raised
 from autograder.sandbox.protocol import Opaque
 from autograder.sandbox.student import Direct, Student
+from autograder.suites import kit
 from autograder.suites.kit import (
     Mark,
     Wrong,
@@ -145,6 +146,11 @@ def test_limits():
         at_most(3000, 2, what="steps")
     with pytest.raises(Wrong, match=r"^steps: 1, and at least 2 are asked for$"):
         at_least(1, 2, what="steps")
+    # No more than two digits, and on the side of the limit on which it was.
+    with pytest.raises(Wrong, match=r"^bytes: 1,300,000, and at most 1,048,576 are allowed$"):
+        at_most(1_234_567, 2**20, what="bytes")
+    with pytest.raises(Wrong, match=r"^share: 0\.39, and at least 0\.4 are asked for$"):
+        at_least(0.399, 0.4, what="share")
     for nothing in (math.nan, -1.0, 0.0):
         with pytest.raises(Wrong):
             at_least(nothing, 2, what="steps")
@@ -154,15 +160,40 @@ def test_limits():
         at_most(1, 0, what="steps")
 
 
-def test_cpu_time_is_the_least_of_three_calls():
-    def call_taking(*seconds):
-        left = iter(seconds)
-        return lambda: next(left)
+def call_taking(*seconds):
+    left = iter(seconds)
+    return lambda: next(left)
 
+
+def test_cpu_time_is_the_least_of_three_calls(monkeypatch):
+    monkeypatch.setattr(kit, "_slowness", lambda: 1.0)
     at_most_seconds(call_taking(0.1), 0.2, what="time")
     at_most_seconds(call_taking(0.9, 0.8, 0.2), 0.2, what="time")
     with pytest.raises(Wrong, match=r"^time: it takes as long as a loop in Python does$"):
         at_most_seconds(call_taking(0.9, 0.3, 0.8, 0.1), 0.2, what="time")
+
+
+def test_cpu_time_that_is_not_clear_is_read_again_where_it_passed_too(monkeypatch):
+    monkeypatch.setattr(kit, "_slowness", lambda: 1.0)
+    with gauging() as gauges:
+        at_most_seconds(call_taking(0.15, 0.04), 0.2, what="time")
+    assert [round(gauge.ratio, 3) for gauge in gauges] == [0.2]
+
+
+def test_a_slow_machine_has_more_time_and_a_fast_one_no_less(monkeypatch):
+    monkeypatch.setattr(kit, "_slowness", lambda: 4.0)
+    at_most_seconds(call_taking(0.7, 0.7, 0.7), 0.2, what="time")
+    with pytest.raises(Wrong):
+        at_most_seconds(call_taking(0.9, 0.9, 0.9), 0.2, what="time")
+    monkeypatch.setattr(kit, "_slowness", lambda: 0.25)
+    at_most_seconds(call_taking(0.15, 0.15, 0.15), 0.2, what="time")
+
+
+def test_slowness_follows_the_machine(monkeypatch):
+    here = min(kit._slowness() for _ in range(5))
+    assert 0.05 < here < 20
+    monkeypatch.setattr(kit, "_PASSES", 5 * kit._PASSES)  # what a machine five times as slow would show
+    assert kit._slowness() > 2.5 * here
 
 
 def test_gauges_say_how_near_a_limit_was():

@@ -5,9 +5,11 @@ A message goes to a student. It says what is wrong and by how much, never what w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from decimal import ROUND_DOWN, ROUND_UP, Context
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from autograder.sandbox.student import Calls, Student
 
 KINDS = ("value", "property", "gradient", "edge", "cost")
 _RTOL = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2}
+_PASSES, _SECONDS = 1000, 0.53e-3  # what :func:`_slowness` times, where the limits on CPU time were chosen
 
 
 class Wrong(Exception):
@@ -97,32 +100,49 @@ def require(condition: bool, message: str) -> None:
 def at_most(measured: float, limit: float, *, what: str) -> None:
     """Fail unless ``measured`` ≤ ``limit``."""
     if not _gauge(what, float(measured), float(limit)):
-        raise Wrong(f"{what}: {measured:,.6g}, and at most {limit:,.6g} are allowed")
+        raise Wrong(f"{what}: {_roughly(measured, ROUND_UP)}, and at most {limit:,.10g} are allowed")
 
 
 def at_least(measured: float, limit: float, *, what: str) -> None:
     """Fail unless ``measured`` ≥ ``limit`` > 0."""
     if not _gauge(what, float(limit), max(float(measured), 1e-300)):
-        raise Wrong(f"{what}: {measured:,.6g}, and at least {limit:,.6g} are asked for")
+        raise Wrong(f"{what}: {_roughly(measured, ROUND_DOWN)}, and at least {limit:,.10g} are asked for")
+
+
+def _roughly(measured: float, rounding: str) -> str:
+    """Two digits: a submission can choose what is counted, and more digits would carry its hidden inputs outside."""
+    return f"{Context(prec=2, rounding=rounding).create_decimal(float(measured)):,f}"
 
 
 def at_most_seconds(call: Callable[[], float], limit: float, *, what: str) -> None:
     """Fail unless a call takes at most so much CPU time: the reading from outside that every count of steps needs.
 
     Choose a case on which a loop in Python, stripped of all ballast, takes several times the limit, and one operation a
-    tenth of it. A busy machine adds to CPU time and never takes from it, so the least of up to three calls counts.
+    tenth of it. A busy machine adds to CPU time and never takes from it, so the least of up to three calls counts; and
+    where the first is not clear, the limits of the others grow with the time that this machine takes for a known loop.
 
     Args:
         call: draws new inputs, makes the call, judges its result, and returns its ``outside_seconds``.
         limit: in seconds.
         what: how to call it in a message; the measured time stays out of it, which differs from run to run.
     """
-    least = call()
+    least = call() / limit
     for _ in range(2):
-        if least > limit:
-            least = min(least, call())
-    if not _gauge(what, least, limit):
+        if least > 0.5:
+            least = min(least, call() / (limit * max(1.0, _slowness())))
+    if not _gauge(what, least, 1.0):
         raise Wrong(f"{what}: it takes as long as a loop in Python does")
+
+
+def _slowness() -> float:
+    """How many times as long as where the limits were chosen a loop over a small operation takes here and now."""
+    row, readings = np.ones(8), []
+    for _ in range(3):
+        begin = time.thread_time()
+        for _ in range(_PASSES):
+            np.dot(row, row)
+        readings.append(time.thread_time() - begin)
+    return min(readings) / _SECONDS
 
 
 def close(
@@ -219,7 +239,7 @@ def _arrays(actual: Any, expected: Any, what: str, atol: float | None, rtol: flo
     allowed = (atol or 0.0) + rtol * scale
     if not _gauge(what, error, max(allowed, 1e-300)):
         share = float(np.mean(off > allowed))
-        raise Wrong(f"{what}: {share:.0%} of the values are off, by up to {error:.3g} where {allowed:.1g} is allowed")
+        raise Wrong(f"{what}: {share:.0%} of the values are off, by up to {error:.2g} where {allowed:.1g} is allowed")
 
 
 def _double(value: Any) -> np.ndarray:
