@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
+from autograder.grading.alone import Doubt, Notebook
 from autograder.grading.cache import disturbs, known_still
 from autograder.grading.forbidden import Finding, Reach, forbidden_calls, read
 from autograder.grading.intake import InvalidNotebook, read_notebook
@@ -105,10 +107,37 @@ def _judged(
     if all(exercise.id in known for exercise in exercises):
         return [known[exercise.id] for exercise in exercises]
     with Session(cells, limits) as session:
-        graded = judge_exercises(session, cells, exercises, seeds, known)
+        code = read(cells, session.faults)
+        graded = judge_exercises(session, cells, exercises, seeds, known, code)
     if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
         return _judged(cells, exercises, seeds, limits, {})
-    return graded
+    notebook = Notebook(code, course.given_cells(exercises[0].slug).values())
+    return [
+        result if exercise.id in known else _beyond_doubt(result, exercise, notebook, seeds, limits)
+        for exercise, result in zip(exercises, graded, strict=True)
+    ]
+
+
+def _beyond_doubt(
+    result: ExerciseResult, exercise: Exercise, notebook: Notebook, seeds: Seeds, limits: Limits | None
+) -> ExerciseResult:
+    """The result of an exercise, or what it is worth by itself if the rest of the notebook could have changed it."""
+    if not result.score or not (doubts := notebook.doubts(exercise.name)):
+        return result
+    cells = notebook.alone(exercise.name, exercise.forbids)
+    with Session(cells, limits) as session:
+        (alone,) = judge_exercises(session, cells, [exercise], seeds)
+    if alone.score >= result.score:
+        return result
+    return replace(alone, message=f"{_in_doubt(doubts)} {alone.message}".strip())
+
+
+def _in_doubt(doubts: Sequence[Doubt]) -> str:
+    first = doubts[0]
+    return (
+        f"Your notebook holds `{first.what}` (code cell {first.cell}), which can change other code without being seen. "
+        "So this exercise was judged with nothing but its own code, what that calls, and your imports."
+    )
 
 
 def _notes(slug: str, release: str | None) -> tuple[str, ...]:
@@ -128,10 +157,14 @@ def judge_exercises(
     exercises: Sequence[Exercise],
     seeds: Seeds,
     known: Mapping[str, ExerciseResult] | None = None,
+    code: Reach | None = None,
 ) -> list[ExerciseResult]:
-    """Judge these exercises of a running submission, and take over those that are known."""
+    """Judge these exercises of a running submission, and take over those that are known.
+
+    ``code`` is what the source check reads in the cells, where that was done already.
+    """
     results: list[ExerciseResult] = []
-    code = read(cells, session.faults)
+    code = code or read(cells, session.faults)
     for exercise in exercises:
         if known and exercise.id in known:
             results.append(known[exercise.id])

@@ -25,6 +25,7 @@ from corpus import ADDITIVE, MARK, SCALED, Archive, Attack, load
 
 from autograder import course
 from autograder.authoring.build import instructor_notebook
+from autograder.grading import judge
 from autograder.grading.collect import CollectError, find_submissions
 from autograder.grading.judge import judge_notebook
 from autograder.grading.result import SubmissionResult
@@ -181,7 +182,9 @@ def peak_memory() -> int:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.theme}: {attack.name}")
-def test_attack(attack: Attack, watch: Watch) -> None:
+def test_attack(attack: Attack, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    if attack.theme != "cheating":  # the walls must hold where nobody doubts what the notebook holds
+        monkeypatch.setattr(judge, "_beyond_doubt", lambda result, *_: result)
     gc.collect()
     before = peak_memory()
     try:

@@ -9,10 +9,11 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
 - A hidden test tells its outcome, so each regrade tells a submission a few bits about inputs it has seen; shapes and
   sizes of errors in messages tell a little more. Hidden numbers are the student's own, so nobody else learns from it.
 - Whether source code reaches a forbidden function cannot be decided for all programs. The check follows names, not
-  values: a call put together at run time (from a container, a computed string, a file that was written and imported)
-  is found only where the road to it is itself ruled out. A person who reads the notebook sees it at once. The attacks
-  that go into the sandbox's own modules hide behind `builtins` where they can, so that the other walls are tried too;
-  the test therefore takes "forbidden" for an answer everywhere.
+  values. What other cells could do to an exercise unseen does not count, because an exercise in doubt is judged alone;
+  what its own code puts together while it runs is found only where the road to it is itself ruled out. A person who
+  reads the notebook sees it at once. The attacks on the walls are judged without that second look, and those that go
+  into the sandbox's own modules hide behind `builtins` where they can, so that the walls are tried; the test therefore
+  takes "forbidden" for an answer everywhere.
 - A gate on cost that counts inside the process can be lied to. Each has a reading from outside beside it (memory, CPU
   time), which is coarse: it catches waste that is many times the limit. A lie together with a loop that is tuned to the
   last nanosecond can win the share of points of a cost gate, never those of a value test.

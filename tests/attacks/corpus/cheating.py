@@ -3,6 +3,8 @@
 from corpus import ADDITIVE, Submission, attack, reference
 
 _CHECK = "The source check follows names through the whole notebook and knows this road."
+_ALONE = "What could change code unseen is seen; the exercise is judged once more, without it."
+_WITHOUT = ("failed", "crashed", "not_attempted")  # what is left of an exercise that lived by something else
 
 
 def road(*cells: str) -> Submission:
@@ -15,8 +17,10 @@ def _softmax(body: str) -> str:
     return f"def softmax(scores, axis=-1):\n{lines}"
 
 
-def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK, whole: bool = False) -> None:
-    """Enter a form; ``whole``: it takes the contract of every exercise with it."""
+def _enter(
+    name: str, tries: str, *cells: str, stopped: str = _CHECK, outcome: str | tuple[str, ...] = "forbidden"
+) -> None:
+    """Enter a form."""
 
     def make() -> Submission:
         return road(*cells)
@@ -27,8 +31,8 @@ def _enter(name: str, tries: str, *cells: str, stopped: str = _CHECK, whole: boo
         tries=tries,
         stopped=stopped,
         wrong="softmax",
-        outcome="forbidden",
-        full="" if whole else "bilinear_scores",
+        outcome=outcome,
+        full="bilinear_scores",
         slug=ADDITIVE,
     )(make)
 
@@ -171,14 +175,12 @@ _enter(
     "Another cell puts the function among the built-in names.",
     "import builtins\nbuiltins.steady = lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy()",
     _softmax("return steady(scores, axis)"),
-    stopped="A name that nobody defined is looked for on whatever the notebook hangs names on.",
 )
 _enter(
     "hangs it up with setattr in another cell",
     "Another cell uses setattr to hang the function on NumPy.",
     "setattr(np, 'steady', lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy())",
     _softmax("return np.steady(scores, axis)"),
-    stopped="setattr, and writing into a namespace, count as part of every exercise.",
 )
 _enter(
     "keeps it in a container",
@@ -186,7 +188,6 @@ _enter(
     "TOOLS = {}\nSHELF = []",
     "TOOLS['a'] = torch.softmax\nSHELF.append(torch.softmax)",
     _softmax(f"return (TOOLS.get('a') or SHELF[0])({_T}, axis).numpy()"),
-    stopped="Whatever writes into a container that the exercise reads is part of the exercise.",
 )
 _enter(
     "hides the alias behind a later import",
@@ -211,8 +212,8 @@ _enter(
     "Raises the recursion limit, and puts the function into a cell that a parser with the usual limit gives up.",
     "import sys\nsys.setrecursionlimit(1_000_000)",
     _softmax(f"return torch.softmax({_T}, axis).numpy()") + "deep = " + "+".join(["1"] * 4000) + "\n",
-    stopped="A cell that runs and cannot be read counts as breaking the contract.",
-    whole=True,
+    stopped=_ALONE,
+    outcome=_WITHOUT,
 )
 _enter(
     "writes a module and imports it",
@@ -235,8 +236,8 @@ _enter(
     "get_ipython().input_transformers_post.append(\n"
     "    lambda lines: [line.replace('np.fine', 'torch.softmax') for line in lines])",
     _softmax(f"return np.fine({_T}, axis).numpy()"),
-    stopped="A notebook that rewrites its own cells breaks the contract of every exercise.",
-    whole=True,
+    stopped=_ALONE,
+    outcome=_WITHOUT,
 )
 _enter(
     "uses a class as a detour",
@@ -258,4 +259,123 @@ _enter(
         "global softmax\nsoftmax = lambda s, axis=-1: torch.softmax(torch.from_numpy(s), axis).numpy()\n"
         "return softmax(scores, axis)"
     ),
+)
+
+
+# Honest to the eye: the exercise itself names nothing that is forbidden, and another cell gives it what it names.
+
+_WRONG = _softmax("return np.exp(scores)")
+_LIB = "import torch\ndef lib(s, axis=-1):\n    return torch.softmax(torch.from_numpy(s), axis).numpy()\n"
+_CALLS_HELPER = _softmax("return helper(scores, axis)")
+
+
+def _unseen(name: str, tries: str, *cells: str) -> None:
+    """Enter a form that no reading of the exercise finds."""
+    _enter(name, tries, *cells, stopped=_ALONE, outcome=_WITHOUT)
+
+
+_unseen(
+    "runs text in another cell",
+    "Another cell defines a helper with exec, and the exercise calls it.",
+    _LIB + "exec('helper = lib')",
+    _CALLS_HELPER,
+)
+_unseen(
+    "asks the C library of Python to define it",
+    "Another cell has the C library run text that puts a helper among the built-in names.",
+    _LIB + "import ctypes\n"
+    "text = 'import builtins, torch; builtins.helper = lambda s, a: torch.softmax(torch.from_numpy(s), a).numpy()'\n"
+    "ctypes.pythonapi.PyRun_SimpleString(text.encode())",
+    _CALLS_HELPER,
+)
+_unseen(
+    "writes into the names of the shell",
+    "Another cell writes into get_ipython().user_ns and globals().",
+    _WRONG,
+    _LIB + "get_ipython().user_ns['softmax'] = lib\nglobals()['softmax'] = lib",
+)
+_unseen(
+    "rebinds the exercise from inside a function",
+    "A function that comes before the exercise rebinds it when it is called, after the exercise.",
+    _LIB + "def late():\n    global softmax\n    softmax = lib",
+    _WRONG,
+    "late()",
+)
+_unseen(
+    "assigns it in a line magic",
+    "Another cell binds the exercise's name under %time.",
+    _WRONG,
+    _LIB,
+    "%time softmax = lib",
+)
+_unseen(
+    "patches it by its name",
+    "Another cell has unittest.mock replace the exercise in __main__.",
+    _WRONG,
+    _LIB + "from unittest import mock\nmock.patch('__main__.softmax', lib).start()",
+)
+_unseen(
+    "reaches the loaded modules through another one",
+    "Another cell finds sys.modules as os.sys.modules.",
+    _WRONG,
+    _LIB + "import os\nos.sys.modules['__main__'].softmax = lib",
+)
+_unseen(
+    "hands the library to a function that hangs names",
+    "A function hangs a helper on whatever it is given, as if on itself, and is given NumPy.",
+    _LIB + "def hang(self):\n    self.helper = lib\nhang(np)",
+    _softmax("return np.helper(scores, axis)"),
+)
+_unseen(
+    "hangs it up through the type",
+    "Another cell uses type(np).__setattr__ and np.__dict__.",
+    _LIB + "type(np).__setattr__(np, 'helper', lib)\nnp.__dict__.update(helper=lib)",
+    _softmax("return np.helper(scores, axis)"),
+)
+_unseen(
+    "has a function fill a container",
+    "A function puts what it is given on a shelf that the exercise reads.",
+    _LIB + "SHELF = []\ndef put(thing):\n    SHELF.append(thing)",
+    _softmax("return SHELF[0](scores, axis)"),
+    "put(lib)",
+)
+_unseen(
+    "keeps it in a default",
+    "A helper keeps what it is given in a default value, and gives it to the exercise.",
+    _LIB
+    + "def tool(thing=None, box=[]):\n    if thing:\n        box.append(thing)\n    return box[0] if box else np.exp",
+    _softmax("return tool()(scores, axis)"),
+    "tool(lib)",
+)
+_unseen(
+    "keeps it in a closure",
+    "Two functions share a hidden box: a cell fills it, the exercise empties it.",
+    _LIB + "def make():\n    box = []\n    return box.append, lambda: box[0]\nput, get = make()",
+    _softmax("return get()(scores, axis)"),
+    "put(lib)",
+)
+_unseen(
+    "keeps what a helper was before",
+    "A helper is defined with the library, kept under a second name, and defined anew, harmlessly.",
+    _LIB + "def tool(s, axis):\n    return lib(s, axis)\nkept = tool",
+    "def tool(s, axis):\n    return np.exp(s)",
+    _softmax("return kept(scores, axis)"),
+)
+_enter(
+    "binds it by matching",
+    "A match statement binds the exercise's name.",
+    _WRONG,
+    _LIB + "match lib:\n    case softmax:\n        pass",
+)
+_enter(
+    "writes another function's code into it",
+    "Another cell gives the exercise the code object of a function that uses the library.",
+    _WRONG,
+    _LIB + "setattr(softmax, '__code__', lib.__code__)",
+)
+_enter(
+    "hands getattr on",
+    "Lets functools.reduce call getattr.",
+    "import functools\n"
+    + _softmax(f"return functools.reduce(getattr, ['special', 'softmax'], torch)({_T}, axis).numpy()"),
 )

@@ -7,9 +7,9 @@ _ASIDE = "Once the cells have run, the shell is asked for nothing; the workbench
 
 @attack(
     tries="An input transformer turns every later cell into `pass`, hidden tests among them.",
-    stopped="No hidden test is a cell; and who rewrites its own cells breaks the contract of every exercise.",
-    wrong={"padding_mask": "not_attempted", "causal_mask": "forbidden"},
-    full="",
+    stopped="No hidden test is a cell; who rewrites later cells loses what they define.",
+    wrong={"padding_mask": "not_attempted"},
+    full="causal_mask",
 )
 def transforms_later_cells_away():
     return (
@@ -22,8 +22,6 @@ def transforms_later_cells_away():
 @attack(
     tries="An AST transformer turns comparisons, asserts and raises of later cells into nothing.",
     stopped=_ASIDE,
-    wrong="causal_mask padding_mask",
-    full="",
 )
 def transforms_the_syntax_tree():
     return (
