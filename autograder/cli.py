@@ -480,8 +480,9 @@ def demo(json_file: JsonFile = None, workers: Workers = CORES) -> None:
     It has a course folder of its own, `_build/demo`: your students' grades are not touched.
     """
     folder = course.BUILD / "demo"
-    run = _grade([course.ROOT / "examples" / "submitted"], json_file, workers=workers, root=folder)
-    _report(folder, problems=run.problems)
+    db = f"sqlite:///{folder / 'gradebook.db'}"  # not the one that ATTN_DB names
+    run = _grade([course.ROOT / "examples" / "submitted"], json_file, workers=workers, db=db, root=folder)
+    _report(folder, db=db, problems=run.problems)
     if run.ungraded:
         raise typer.Exit(1)
 

@@ -2,9 +2,11 @@
 
     python benchmarks/soak.py --json _build/soak/soak.json                 all of them; two hours on two cores
     python benchmarks/soak.py --json _build/soak/soak.json --only kills    one
+    python benchmarks/soak.py --json _build/soak/soak.json --into benchmarks/results/soak.json
 
 What each prints lies beside the record. A part that the record holds for the same commit is not run again, so a run
-that was stopped goes on where it was; `--again` runs it all the same.
+that was stopped goes on where it was; `--again` runs it all the same. `--into` runs nothing: it puts the parts that
+have come to their end into the record that the book shows, each in the place of an older one.
 """
 
 import argparse
@@ -18,6 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from provenance import provenance
+
+from ext.judged import mark
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "junit_family=xunit2"]
@@ -82,9 +86,15 @@ def tests_in(report):
     return {word: int(suite.get(word)) for word in ("tests", "failures", "errors", "skipped")}
 
 
+def judged_by(name):
+    """The digest of what a part judges, a chapter or the grader; by it the book says whether that has changed since."""
+    return mark(name.removeprefix("check_") if name.startswith("check_") else None, ROOT)
+
+
 def run(name, folder):
     """Run a part to its end; what came of it, JSON-ready."""
     command, environment, figures = PARTS[name](folder)
+    judged = judged_by(name)
     what = (check if name.startswith("check_") else PARTS[name]).__doc__
     print(f"{name}: {what} What it prints: {folder / name}.txt", flush=True)
     start = time.monotonic()
@@ -102,8 +112,22 @@ def run(name, folder):
         "seconds": seconds,
         "load_before": round(os.getloadavg()[0], 1),
         **found,
+        "judged": judged if judged == judged_by(name) else None,
         "provenance": provenance(),
     }
+
+
+def merge(record, kept):
+    """The kept record with the finished parts of another, wherever these are newer, in the order in which they run.
+
+    A part that came to no figures is not finished; one that did not hold is, and is kept as such.
+    """
+    finished = {name: found for name, found in record.items() if "no_report" not in found}
+    for name, found in finished.items():
+        if name not in kept or kept[name]["provenance"]["date"] < found["provenance"]["date"]:
+            print(f"{name}: {'held' if found['held'] else 'did not hold'} on {found['provenance']['date']}")
+            kept = kept | {name: found}
+    return {name: kept[name] for name in PARTS if name in kept}
 
 
 def main():
@@ -114,10 +138,15 @@ def main():
         "--only", choices=PARTS, metavar="PART", nargs="+", default=[*PARTS], help=f"these parts: {', '.join(PARTS)}"
     )
     parser.add_argument("--again", action="store_true", help="run also what the record holds for this commit")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="run nothing; put finished parts into this record")
     arguments = parser.parse_args()
     folder = arguments.json.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    if arguments.into:
+        kept = json.loads(arguments.into.read_text()) if arguments.into.exists() else {}
+        arguments.into.write_text(json.dumps(merge(record, kept), indent=1) + "\n")
+        return
     commit = provenance()["commit"]
     for name in arguments.only:
         known = record.get(name)

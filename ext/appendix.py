@@ -23,7 +23,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from ext import data, diagrams, exercise_pages, pages
+from ext import data, diagrams, exercise_pages, judged, pages
 
 COMING = "coming"
 BRANCHES = {
@@ -79,6 +79,12 @@ class Page(SphinxDirective):
             self.env.note_dependency(str(path))
         self.env.note_dependency(str(self.root / "_toc.yml"))
         vars(self.env).setdefault("aid_data_pages", {})[self.env.docname] = lessons_mark(self.env)
+
+    def judged_now(self, slug: str | None) -> str:
+        """The digest of what judges a chapter, or of the grader; this page is renewed when one of its files changes."""
+        for path in [*judged.files(slug, self.root), *([judged.sheet(slug, self.root)] if slug else [])]:
+            self.note_file(path)
+        return judged.mark(slug, self.root)
 
     def written(self, slug: str) -> bool:
         """Is the chapter's lesson a page of this book?"""
@@ -403,14 +409,22 @@ class CostCalculator(Page):
 
 
 class GraderReport(Page):
-    """What the last `attn check` proved of the graders, from `_build/check.json`."""
+    """What `attn check` proved of the graders.
+
+    That is `_build/check.json` where it tells of the files that the book is built from, else the committed record,
+    `benchmarks/results/check.json`.
+    """
 
     def run(self) -> list[nodes.Node]:
-        """A sentence, a table by chapter and one by exercise, or a line that says how to get them."""
-        path = self.root / "_build" / "check.json"
-        if not self.note_file(path):
+        """Sentences, a table by chapter and one by exercise, or a line that says how to get them."""
+        here, kept = self.root / "_build" / "check.json", self.root / "benchmarks" / "results" / "check.json"
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in (here, kept) if self.note_file(path)]
+        found = [content for content in found if content["exercises"]]
+        chapters = judged.chapters(self.root)
+        now = {slug: self.judged_now(slug) for slug in chapters}
+        if not found:
             return [_note("The figures appear here once `attn check` has run and the book is built again.")]
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = next((one for one in found if one.get("judged") == now), found[-1])
         by_chapter: dict[str, list[dict[str, Any]]] = {}
         for exercise in content["exercises"]:
             by_chapter.setdefault(exercise["id"].split("-", 1)[0], []).append(exercise)
@@ -442,7 +456,16 @@ class GraderReport(Page):
             seeds = f", each over {_sets(content['seeds'], fewest)} of hidden numbers"
         summary = nodes.paragraph()
         summary += nodes.strong("", f"{_share(content['caught'], content['total'])} mistakes are caught and named")
-        summary += nodes.Text(f"{seeds}.")
+        summary += nodes.Text(f"{seeds}. ")
+        if "provenance" in content:
+            summary += pages.inline(_recorded(content["provenance"]))
+        else:
+            summary += pages.inline("That is what `attn check` came to where this book was built.")
+        then = content.get("judged", {})
+        if changed := [f"`{slug}`" for slug in by_chapter if then.get(slug) != now.get(slug)]:
+            summary += pages.inline(f" Since then hidden tests, answers or references changed in {', '.join(changed)}.")
+        if lacking := [f"`{slug}`" for slug in chapters if slug not in by_chapter]:
+            summary += pages.inline(f" No run is recorded for {', '.join(lacking)}.")
         result: list[nodes.Node] = [summary, pages.table(heads, rows, numbers=range(1, 6))]
         detail: list[list[pages.Cell]] = []
         marks = []
@@ -539,6 +562,7 @@ class SoakReport(Page):
                 _came_to(part, found),
                 "held" if found["held"] else "did not hold",
                 f"{found['provenance']['date'][:10]}, {found['seconds'] / 60:.0f} min",
+                self.still(part, found),
             ]
             for part, found in record.items()
         ]
@@ -552,7 +576,22 @@ class SoakReport(Page):
         where += pages.inline(f"Run on {'; '.join(machines)}, with `make soak`.")
         if lacking:
             where += pages.inline(f" No whole run over many sets is recorded for {', '.join(lacking)}.")
-        return [pages.table(["what", "how much", "outcome", "when"], rows), where]
+        return [pages.table(["what", "how much", "outcome", "when", "what it judged"], rows), where]
+
+    def still(self, part: str, found: dict[str, Any]) -> str:
+        """Whether what a part judged is still what it judged; a record that does not tell is taken for an old one."""
+        slug = part.removeprefix("check_") if part.startswith("check_") else None
+        if found.get("judged") == self.judged_now(slug):
+            return "as it is now"
+        return "older than the suite" if slug else "older than the grader"
+
+
+def _recorded(origin: dict[str, Any]) -> str:
+    """Where a recorded run comes from."""
+    commit = f" from commit `{origin['commit'][:12]}`" if origin["commit"] else ""
+    changes = " and changes that are not committed" if origin["uncommitted_changes"] else ""
+    machine = f"{origin['machine']}, Python {origin['versions']['python']}"
+    return f"Recorded on {origin['date'][:10]}{commit}{changes}, on {machine}, with `{origin['command']}`."
 
 
 def _note(words: str) -> nodes.note:

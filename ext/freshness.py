@@ -64,8 +64,13 @@ def dependencies(text: str, folder: Path, root: Path) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            waiting += _imported_by(path, path.stat().st_mtime_ns, root)
+            waiting += imported_by(path, root)
     return sorted(found)
+
+
+def imported_by(path: Path, root: Path) -> list[Path]:
+    """The files of the course that a Python file imports, at its top or within a function."""
+    return _imported_by(path, path.stat().st_mtime_ns, root)
 
 
 def with_fingerprint(text: str, mark: str) -> str:

@@ -142,7 +142,7 @@ def attn(root, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "autograder.cli", *arguments],
         cwd=root,
-        env=environment | {"PYTHONPATH": str(root), "COLUMNS": "200"},
+        env=environment | {"PYTHONPATH": os.pathsep.join([str(root), str(ROOT)]), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,

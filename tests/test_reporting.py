@@ -3,22 +3,30 @@
 import csv
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from nbgrader.api import Gradebook
-from test_record import SLUG, invalid, judged, make_course, submission, ungraded
+from test_record import ROOT, SLUG, invalid, judged, make_course, submission, ungraded
+from typer.testing import CliRunner
 
+from autograder import cli
 from autograder.grading.collect import Problem, Roster, RosterEntry
+from autograder.grading.judge import judge_notebook
 from autograder.grading.record import Recorder, RecordError, result_path
 from autograder.grading.result import OUTCOMES
 from autograder.reporting import words, write_report
 from autograder.reporting.class_report import class_page, correlation, histogram, summarize, write_class_report
-from autograder.reporting.exports import CANVAS_COLUMNS, MOODLE_COLUMNS, write_exports
+from autograder.reporting.exports import write_exports
 from autograder.reporting.feedback import (
     exercise_comment,
     exercise_html,
@@ -28,6 +36,7 @@ from autograder.reporting.feedback import (
     next_steps,
 )
 from autograder.reporting.similarity import COMMON, alike, write_similarity
+from autograder.sandbox import client
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ROSTER = Roster(
@@ -79,7 +88,8 @@ def course(tmp_path_factory):
     with Recorder(made, roster=ROSTER) as recorder:
         for number in range(1, 13):
             scores = (3.0, 2.0) if number % 3 == 0 else (3.0, 1.0) if number % 3 == 1 else (1.0, 1.0)
-            recorder.record(judged(data, f"s{number:03}", scores), data, timestamp=datetime(2026, 10, 1))
+            result = judged(data, f"s{number:03}", scores, seconds=float(5 * number % 13))
+            recorder.record(result, data, timestamp=datetime(2026, 10, 1))
         recorder.record(invalid(b"no notebook", "s013"), b"no notebook")
         recorder.record(ungraded(data, "s014"), data)
     return made
@@ -158,6 +168,38 @@ def test_what_was_not_graded_shows_no_score():
     assert "the file is not JSON" in unreadable.words
 
 
+def test_where_there_is_no_jail_the_page_says_which_wall_lacks_and_shows_no_traceback(monkeypatch):
+    monkeypatch.setenv(client.VARIABLE, "warm")
+    monkeypatch.setattr(client, "_servers", {})
+    monkeypatch.setattr(client, "ENVIRONMENT", client.ENVIRONMENT | {"TOKEN": "x"})  # which the keeper refuses
+    data = (ROOT / "examples" / "submitted" / "s009" / SLUG / "exercises.ipynb").read_bytes()
+    result = judge_notebook(data, SLUG, "s009", secret=b"secret")
+    assert (result.status, result.outcome, result.score) == ("ungraded", "infrastructure", 0.0)
+    assert result.message == (
+        "the sandbox's server did not start: environment: start the keeper with jail.ENVIRONMENT alone, without "
+        "['TOKEN']; `attn doctor` says more"
+    )
+    assert "did not start: environment: start the keeper" in Page(feedback_page(result)).words
+    assert client._servers == {}
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        (
+            "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'torch'\n",
+            "ModuleNotFound",
+        ),
+        ("JailError: one: this\n\nDuring handling of the above, another:\n\nOSError: gone\n", "one: this"),
+        ("", "it said nothing"),
+    ],
+)
+def test_why_a_server_did_not_start_is_one_line_of_its_log(log, why):
+    said = client._last_words(log)
+    assert said.startswith(why)
+    assert "\n" not in said
+
+
 @pytest.mark.parametrize("text", ["<b>", "**x**", "[a](b)", "$x$", "a\x00b", "\ud800", "`c`", "<!--"])
 def test_comments_carry_no_markup(text):
     made = inert(text)
@@ -188,7 +230,16 @@ def test_numbers_of_the_class_report(course):
     assert assignment.common_mistakes[0].count == 8
     assert [bar.count for bar in assignment.histogram] == [1, 0, 0, 0, 4, 0, 0, 0, 4, 4]
     assert 0 < softmax.discrimination <= 1
-    assert len(assignment.slowest) == 5
+
+
+def test_the_slowest_submissions_come_first_and_five_are_named(course):
+    (assignment,), _ = summarize(course)
+    slowest = [(12.0, "s005"), (11.0, "s010"), (10.0, "s002"), (9.0, "s007"), (8.0, "s012")]
+    assert assignment.slowest == slowest
+    named = "Slowest to grade: 12.0 s (s005), 11.0 s (s010), 10.0 s (s002), 9.0 s (s007), 8.0 s (s012)."
+    assert named in Page(class_page([assignment])).words
+    nameless = "Slowest to grade: 12.0 s, 11.0 s, 10.0 s, 9.0 s, 8.0 s."
+    assert nameless in Page(class_page([assignment], names=False)).words
 
 
 def test_without_names_no_student_is_on_the_page(course):
@@ -249,6 +300,65 @@ def test_one_call_makes_the_report_and_the_exports(tmp_path):
     assert "Student One" not in page.read_text()
 
 
+# ------------------------------------------------------------------------------------------------- the commands
+
+
+def test_attn_report_writes_the_page_and_the_exports_and_says_where(course, tmp_path, monkeypatch):
+    folder = shutil.copytree(course, tmp_path / "course")
+    monkeypatch.setattr("autograder.course.COURSE", folder)
+    monkeypatch.delenv("ATTN_DB", raising=False)
+    table = tmp_path / "roster.csv"
+    table.write_text("student,name,canvas_id\ns001,Student One,12345\n")
+
+    def attn_report(*options):
+        done = CliRunner().invoke(cli.app, ["report", "--roster", str(table), *options])
+        assert done.exit_code == 0, done.output
+        return done.output, (folder / "report" / "index.html").read_text()
+
+    said, page = attn_report("--canvas-id", "additive=998", "--similarity")
+    for name in ("index.html", "similarity.html", "questions.csv", "canvas.csv", "moodle-additive.csv"):
+        assert (folder / "report" / name).stat().st_size > 0
+        assert str(folder / "report" / name) in said
+    assert "Student One (s001)" in Page(page).words
+    header, _, first, *_ = rows_of(folder / "report" / "canvas.csv")
+    assert (header[-1], first[0]) == ("Additive (998)", "Student One")
+
+    said, page = attn_report("--anonymous")
+    assert not re.search(r"\bs0\d\d\b|Student One", page)
+    assert "13 students" in Page(page).words
+    header, _, first, *_ = rows_of(folder / "report" / "canvas.csv")
+    assert (header[-1], first[0]) == ("Additive", "Student One")
+
+
+@pytest.mark.slow
+def test_attn_demo_grades_its_class_into_a_folder_and_a_gradebook_of_its_own(tmp_path):
+    shutil.copytree(ROOT / "chapters" / SLUG, tmp_path / "chapters" / SLUG)
+    for student in ("s001", "s009"):
+        work = Path("examples", "submitted", student, SLUG)
+        shutil.copytree(ROOT / work, tmp_path / work)
+    shutil.copytree(ROOT / "solutions", tmp_path / "solutions", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_toc.yml", "nbgrader_config.py", "references.bib"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    own = {
+        "ATTN_ROOT": str(tmp_path),
+        "ATTN_SECRET_FILE": str(tmp_path / "secret"),
+        "ATTN_DB": f"sqlite:///{tmp_path / 'the_courses.db'}",
+    }
+    command = [sys.executable, "-m", "autograder.cli", "demo", "--workers", "1", "--json", str(tmp_path / "demo.json")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "demo.json").read_text())
+    assert [(result["student"], result["status"]) for result in results] == [("s001", "graded"), ("s009", "graded")]
+    assert [result["score"] for result in results] == [results[0]["max_score"], 0.0]
+    demo = tmp_path / "_build" / "demo"
+    assert str(demo / "report" / "index.html") in done.stdout
+    assert "2 graded submissions" in Page((demo / "report" / "index.html").read_text()).words
+    assert [row[3:] for row in rows_of(demo / "report" / "canvas.csv")[2:]] == [["s001", "", "32"], ["s009", "", "0"]]
+    assert (demo / "gradebook.db").is_file()
+    assert not (tmp_path / "the_courses.db").exists()
+    assert not (tmp_path / "course" / "results").exists()
+
+
 # ------------------------------------------------------------------------------------------------------ exports
 
 
@@ -264,7 +374,7 @@ def report(course):
 
 def test_canvas_takes_the_file_as_it_is(report):
     header, possible, *rows = rows_of(report / "canvas.csv")
-    assert tuple(header) == (*CANVAS_COLUMNS, "Additive (998)")
+    assert header == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "Additive (998)"]
     assert possible == ["    Points Possible", "", "", "", "", "5"]
     assert rows[0] == ["Student One", "12345", "", "s001", "A", "4"]
     assert rows[1][0].startswith("'=")  # a formula stays a text
@@ -274,7 +384,18 @@ def test_canvas_takes_the_file_as_it_is(report):
 
 def test_moodle_takes_the_file_as_it_is(report):
     header, *rows = rows_of(report / "moodle-additive.csv")
-    assert tuple(header) == MOODLE_COLUMNS
+    assert header == [
+        "Identifier",
+        "Full name",
+        "Email address",
+        "Status",
+        "Grade",
+        "Maximum Grade",
+        "Grade can be changed",
+        "Last modified (submission)",
+        "Last modified (grade)",
+        "Feedback comments",
+    ]
     assert rows[0][:6] == [
         "Participant 77",
         "Student One",
@@ -289,6 +410,17 @@ def test_moodle_takes_the_file_as_it_is(report):
 
 def test_each_question_is_a_row_with_the_automatic_and_the_final_score(report):
     header, *rows = rows_of(report / "questions.csv")
+    assert header == [
+        "assignment",
+        "student",
+        "exercise",
+        "title",
+        "outcome",
+        "mistake",
+        "auto_score",
+        "score",
+        "max_score",
+    ]
     table = {(row[1], row[2]): dict(zip(header, row, strict=True)) for row in rows}
     changed = table["s002", "additive-score"]
     assert (changed["auto_score"], changed["score"], changed["max_score"]) == ("1", "1.75", "2")

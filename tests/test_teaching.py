@@ -7,16 +7,19 @@ import subprocess
 import sys
 import zipfile
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
+import nbformat
 import pytest
 import typer
+from nbgrader.api import Gradebook
 from nbgrader.apps.nbgraderapp import NbGraderApp
+from nbgrader.utils import get_username
 from test_collect import pack
-from test_record import SLUG, make_course, submission
+from test_record import SLUG, make_course
 
 from autograder import cli, course
-from autograder.grading.collect import Roster, find_submissions
+from autograder.authoring.build import instructor_notebook
+from autograder.grading.collect import Roster
 from autograder.grading.deadlines import PenaltyPerDay, write_deadline
 from autograder.grading.record import _late_penalties, load_config
 from autograder.grading.run import grade
@@ -89,9 +92,13 @@ def test_work_from_an_lms_keeps_its_name_and_says_that_it_has_no_time(tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_nbgraders_exchange_collects_is_found_with_its_time(tmp_path):
-    """Released, fetched, submitted and collected by nbgrader's own commands, as on a shared machine."""
+def test_what_nbgraders_exchange_collects_is_graded_with_its_time(tmp_path, monkeypatch):
+    """Released, fetched, submitted and collected by nbgrader's own commands, as on a shared machine; then graded."""
+    monkeypatch.setenv("ATTN_SECRET_FILE", str(tmp_path / "secret"))
+    monkeypatch.delenv("ATTN_DB", raising=False)
     made = make_course(tmp_path / "teacher")
+    nbformat.write(instructor_notebook(SLUG), made / "source" / SLUG / "exercises.ipynb")
+    work = (course.ROOT / "examples" / "submitted" / "s001" / SLUG / "exercises.ipynb").read_bytes()  # all is right
     exchange, student = tmp_path / "exchange", tmp_path / "student"
     exchange.mkdir()
     exchange.chmod(0o777)
@@ -110,7 +117,7 @@ def test_what_nbgraders_exchange_collects_is_found_with_its_time(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "nbgrader", *arguments],
             cwd=folder,
-            env=environment | {"PYTHONPATH": str(course.ROOT), "USER": "s001", "JUPYTERHUB_USER": "s001"},
+            env=environment | {"PYTHONPATH": str(course.ROOT)},
             capture_output=True,
             text=True,
             check=False,
@@ -120,13 +127,15 @@ def test_what_nbgraders_exchange_collects_is_found_with_its_time(tmp_path):
     nbgrader(made.parent, "generate_assignment", SLUG)
     nbgrader(made.parent, "release_assignment", SLUG)
     nbgrader(student, "fetch_assignment", SLUG)
-    (student / SLUG / "exercises.ipynb").write_bytes(submission())
+    (student / SLUG / "exercises.ipynb").write_bytes(work)
     nbgrader(student, "submit", SLUG)
     nbgrader(made.parent, "collect", SLUG)
-    found = find_submissions([made / "submitted"], known=[SLUG])
-    assert found.problems == []
-    (one,) = found.submissions
-    assert one.slug == SLUG
-    assert one.read() == submission()
-    assert abs(one.timestamp - datetime.now(UTC).replace(tzinfo=None)) < timedelta(minutes=10)
-    assert Path(one.path).name == "exercises.ipynb"
+    run = grade([], assignment=SLUG, workers=1, root=made)
+    assert run.problems == []
+    (result,) = run.results
+    assert (result.student, result.assignment, result.outcome) == (get_username(), SLUG, "ok")
+    assert result.score == result.max_score == course.sheet(SLUG).points
+    with Gradebook(f"sqlite:///{made / 'gradebook.db'}", "attention-in-depth") as book:
+        entry = book.find_submission(SLUG, get_username())
+        assert entry.score == result.score
+        assert abs(entry.timestamp - datetime.now(UTC).replace(tzinfo=None)) < timedelta(minutes=10)

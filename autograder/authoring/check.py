@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,6 +30,7 @@ from autograder.grading.secret import seed_of
 from autograder.grading.suite import Verdict, suite
 from autograder.grading.worker import begin, settle, sweep
 from autograder.sandbox.session import Session
+from ext.judged import mark
 
 KERNEL_SHARE = 0.4  # of the seeds, for exercises with Triton kernels: the interpreter takes milliseconds for every tile
 TOGETHER = 5  # seeds judged in one process: its CPU time is limited to what one submission may use
@@ -83,6 +84,8 @@ class CheckReport:
     exercises: tuple[ExerciseCheck, ...]
     problems: tuple[str, ...]
     seeds: int
+    judged: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what was judged, by chapter (`ext.judged`): so a record tells whether it has changed since."""
 
     @property
     def caught(self) -> int:
@@ -107,6 +110,7 @@ class CheckReport:
             "caught": self.caught,
             "total": self.total,
             "seeds": self.seeds,
+            "judged": dict(self.judged),
             "problems": list(self.problems),
         }
 
@@ -134,6 +138,7 @@ def check(
     from autograder.authoring.leaks import leak_problems
 
     problems: list[str] = []
+    judged = {slug: mark(slug, course.ROOT) for slug in slugs}
     exercises = [exercise for slug in slugs for exercise in course.sheet(slug).exercises]
     for slug in slugs:
         problems += [f"{slug}: {problem}" for problem in _chapter_problems(slug)]
@@ -154,7 +159,7 @@ def check(
         for slug in slugs:
             sound = [e for e in exercises if e.slug == slug and not done[e.id].problems]
             endings.record(slug, {exercise: _endings_of(exercise, done[exercise.id]) for exercise in sound})
-    return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds)
+    return CheckReport(tuple(done[exercise.id] for exercise in exercises), tuple(problems), seeds, judged)
 
 
 @contextmanager

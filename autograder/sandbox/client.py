@@ -96,9 +96,9 @@ class WarmServer:
         except OSError:
             ready = b""
         if ready != b"ready":
-            text = self._log.read_text(errors="replace")[-800:]
+            why = _last_words(self._log.read_text(errors="replace"))
             self.close()
-            raise SandboxUnavailable(f"the sandbox's server did not start; `attn doctor` says why.\n{text}")
+            raise SandboxUnavailable(f"the sandbox's server did not start: {why}; `attn doctor` says more")
 
     @property
     def alive(self) -> bool:
@@ -148,6 +148,13 @@ class WarmServer:
             self._process.kill()
             self._process.wait()
         self._home.cleanup()
+
+
+def _last_words(log: str) -> str:
+    """Why the server ended: what it raised, without the traceback, which would tell students of our files."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it said nothing"]
+    refusals = [line.partition("JailError: ")[2] for line in lines if "JailError: " in line]
+    return (refusals or lines)[-1]
 
 
 def _font_cache() -> Path:
