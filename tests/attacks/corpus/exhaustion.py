@@ -190,8 +190,8 @@ def small():
     return made > 5000
 attempt("large", large)
 attempt("sparse", lambda: os.truncate(os.open("/tmp/{MARK}-sparse", os.O_CREAT | os.O_WRONLY), 1 << 30) is None)
-attempt("small", small)
 attempt("many large", many_large)
+attempt("small", small)  # last: no other file can be made after these
 """,
         count=4,
     )
