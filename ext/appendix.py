@@ -482,13 +482,13 @@ class GraderReport(Page):
 
 
 class AttackTable(Page):
-    """Every attack of the tests' corpus: what it tries, the wall that stops it, and whether it does."""
+    """Every attack of the tests' corpus: what it tries, the wall that stops it, and what it came to."""
 
     def run(self) -> list[nodes.Node]:
         """A sentence with the counts, and one table within a filter."""
         self.note_data()
         attacks = data.attacks(self.root)
-        still_open = [attack for attack in attacks if attack.open]
+        still_open = [attack for attack in attacks if attack.outcome != "gains nothing"]
         stopped = f"{len(attacks) - len(still_open)} of {len(attacks)} attacks gain nothing."
         known = f" Those that still earn points they should not are marked as open: {len(still_open)}." * bool(
             still_open
@@ -499,9 +499,8 @@ class AttackTable(Page):
         rows: list[list[pages.Cell]] = []
         marks = []
         for attack in attacks:
-            outcome = "open" if attack.open else "gains nothing"
-            rows.append([[nodes.strong("", attack.name)], attack.tries, attack.stopped, outcome])
-            marks.append({"marks": {"kind": attack.theme, "outcome": outcome}})
+            rows.append([[nodes.strong("", attack.name)], attack.tries, attack.stopped, attack.outcome])
+            marks.append({"marks": {"kind": attack.theme, "outcome": attack.outcome}})
         heads = ["attack", "what it tries", "what stops it", "outcome"]
         return [summary, *self.filtered("kind outcome", [pages.table(heads, rows, attributes=marks)])]
 

@@ -95,13 +95,13 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack on the grader that the tests carry out; `open` where it still earns points."""
+    """An attack on the grader that the tests carry out, and what it came to: "gains nothing", or "open"."""
 
     name: str
     theme: str
     tries: str
     stopped: str
-    open: bool = False
+    outcome: str
 
 
 def data_folder(root: Path = ROOT) -> Path:
@@ -164,7 +164,7 @@ def notes(root: Path = ROOT) -> dict[str, Note]:
 
 
 def attacks(root: Path = ROOT) -> list[Attack]:
-    """The attacks of the tests' corpus, in its words and order."""
+    """The attacks of the tests' corpus, in its words and order, each with the outcome that was measured."""
     return _entries(data_folder(root) / "attacks.yaml", Attack)
 
 

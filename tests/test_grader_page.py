@@ -68,9 +68,11 @@ PAGE = "\n\n".join(
 )
 
 
-def built(root, files):
+def built(root, files, attacks=None):
     """The page made of these files, by a real build of a book that has no other."""
     shutil.copytree(course.CHAPTERS / "appendix" / "data", root / "chapters" / "appendix" / "data", dirs_exist_ok=True)
+    if attacks is not None:
+        (root / "chapters" / "appendix" / "data" / "attacks.yaml").write_text(attacks)
     (root / "index.md").write_text(PAGE)
     (root / "_toc.yml").write_text("root: index\n")
     for name, content in files.items():
@@ -124,9 +126,30 @@ def test_without_recorded_runs_the_page_says_so_and_lists_the_attacks(tmp_path):
     attacks = data.attacks(course.ROOT)
     assert len(rows) == len(attacks) > 100
     assert {row["data-kind"] for row in rows} == {attack.theme for attack in attacks}
-    marked = [row.find("strong").get_text() for row in rows if row["data-outcome"] == "open"]
-    assert marked == [attack.name for attack in attacks if attack.open]
-    assert f"{len(attacks) - len(marked)} of {len(attacks)} attacks gain nothing" in words
+    assert [row.find("strong").get_text().replace("’", "'") for row in rows] == [attack.name for attack in attacks]
+    for row, attack in zip(rows, attacks, strict=True):
+        assert row["data-outcome"] == row.find_all("td")[-1].get_text() == attack.outcome
+
+
+ROW = "- {{name: {}, theme: shell, tries: This., stopped: That.{}}}\n"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_attack_that_gained_something_is_shown_as_open(tmp_path):
+    table = ROW.format("one", ", outcome: gains nothing") + ROW.format("other", ", outcome: open")
+    page = built(tmp_path, {}, attacks=table)
+    words = " ".join(page.get_text(" ").split())
+    assert "1 of 2 attacks gain nothing. Those that still earn points they should not are marked as open: 1." in words
+    marked = page.select_one('tr[data-outcome="open"]')
+    assert (marked.find("strong").get_text(), marked.find_all("td")[-1].get_text()) == ("other", "open")
+
+
+def test_an_attack_whose_outcome_nobody_measured_is_not_shown(tmp_path):
+    file = tmp_path / "chapters" / "appendix" / "data" / "attacks.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(ROW.format("one", ", outcome: gains nothing") + ROW.format("other", ""))
+    with pytest.raises(data.DataError, match="entry 2"):
+        data.attacks(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

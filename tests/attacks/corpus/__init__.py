@@ -2,7 +2,10 @@
 
 Most follow one pattern. An ``attempt`` that brings anything home fills ``LOOT``; ``causal_mask`` is wrong and hopes for
 the attack; ``padding_mask`` is right as long as every attempt was made and nothing was looted. So full marks for the
-one and none for the other prove that the attack ran and failed.
+one and none for the other prove that the attack ran and failed. That it would have succeeded without the jail is proven
+by the control (``yard.py``): there the same cells run without walls, and every single attempt has to bring something.
+
+Words that begin with ``BAIT_`` stand for what the test lays out for an attack to reach; it fills them in (``baited``).
 
 Residual risk, in plain words. What follows is not stopped, and why we live with it:
 
@@ -57,6 +60,8 @@ class Attack:
     seconds: float  # wall time within which the grade must stand, on a loaded machine
     memory: int  # bytes that the grader itself may gain
     hides: str  # words that no message may show
+    raids: bool  # whether the control runs it without walls
+    after: str  # name of the attack that has to come before it there
 
 
 ATTACKS: list[Attack] = []
@@ -69,6 +74,8 @@ class Submission:
     cells: tuple[str, ...] = ()
     raw: bytes | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    raids: bool = False
+    after: str = ""
 
     def bytes(self) -> bytes:
         """The file."""
@@ -136,6 +143,8 @@ def attack(
                 seconds,
                 memory,
                 hides,
+                submission.raids,
+                submission.after,
             )
         )
         return function
@@ -153,17 +162,20 @@ class Archive:
     stopped: str
     data: bytes
     said: bool  # whether a message must name what was left out
+    alone: bool  # whether nothing but the honest submission may come out
 
 
 ARCHIVES: list[Archive] = []
 
 
-def archive(*, tries: str, stopped: str, said: bool = True) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
+def archive(
+    *, tries: str, stopped: str, said: bool = True, alone: bool = False
+) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
     """Enter a zip into the corpus, under its function's name."""
 
     def enter(function: Callable[[], bytes]) -> Callable[[], bytes]:
         theme = function.__module__.rpartition(".")[2]
-        ARCHIVES.append(Archive(function.__name__.replace("_", " "), theme, tries, stopped, function(), said))
+        ARCHIVES.append(Archive(function.__name__.replace("_", " "), theme, tries, stopped, function(), said, alone))
         return function
 
     return enter
@@ -179,19 +191,19 @@ RIGHT_MASK = reference("causal_mask")
 WITNESS = reference("padding_mask")
 
 _PRELUDE = """
-LOOT, TRIED = [], []
+LOOT, TRIED, REFUSED = [], [], []
 def attempt(what, call):
+    number = len(TRIED)
     TRIED.append(what)
     try:
         found = call()
-    except (NameError, SyntaxError, ImportError) as error:
-        if isinstance(error, ImportError):
-            return None
+    except (NameError, SyntaxError):
         raise
-    except BaseException:
+    except BaseException as error:
+        REFUSED.append((number, repr(error)))
         return None
     if found:
-        LOOT.append((what, found))
+        LOOT.append(number)
     return found
 """
 
@@ -204,14 +216,20 @@ def padding_mask(lengths, kv_seq):
 """
 
 
-def raid(*cells: str, count: int) -> tuple[str, ...]:
-    """Cells of attempts, a wrong mask that hopes for them, and the witness that passes if all of them failed."""
-    return (_PRELUDE, *cells, WRONG_MASK, WITNESS + _ONLY_EMPTY_HANDED.format(count=count))
+def raid(*cells: str, count: int, after: str = "") -> Submission:
+    """Cells of attempts, a wrong mask that hopes for them, and the witness that passes if all of them failed.
+
+    Args:
+        cells: call ``attempt(what, call)``, where the call returns what it brings, or raises.
+        count: of attempts; a submission that made fewer is no witness.
+        after: the function of the attack whose leavings it looks for.
+    """
+    made = (_PRELUDE, *cells, WRONG_MASK, WITNESS + _ONLY_EMPTY_HANDED.format(count=count))
+    return Submission(made, raids=True, after=after.replace("_", " "))
 
 
 def load() -> tuple[list[Attack], list[Archive]]:
-    """Every attack of the corpus."""
-    if not ATTACKS:
-        for module in pkgutil.iter_modules(__path__):
-            importlib.import_module(f"{__name__}.{module.name}")
-    return ATTACKS, ARCHIVES
+    """Every attack of the corpus, theme by theme."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(ATTACKS, key=lambda one: one.theme), ARCHIVES

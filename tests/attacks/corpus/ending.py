@@ -207,7 +207,7 @@ threading.Thread(target=flicker, args=(globals(),), daemon=True).start()
 
 
 @attack(
-    tries="Brings the interpreter down: a null pointer, a broken stack, an abort, a freed object.",
+    tries="Brings the interpreter down: a null pointer, a broken stack, an abort, an object written over.",
     stopped=_AGAIN,
     wrong="causal_mask effective_support softmax_jacobian softmax_vjp",
     outcome="crashed",
@@ -219,11 +219,11 @@ def brings_the_interpreter_down():
 import ctypes, os, sys
 def causal_mask(q_seq, kv_seq): ctypes.string_at(0)
 def effective_support(weights): os.abort()
-def softmax_jacobian(probs): ctypes.CDLL(None).raise_ and None
+def softmax_jacobian(probs): return ctypes.memset(id(probs), 255, 64) and probs.sum()
 def softmax_vjp(probs, upstream):
     sys.setrecursionlimit(10**9)
     def down(n): return [*map(down, [n + 1])]
     down(0)
-""".replace("ctypes.CDLL(None).raise_ and None", "ctypes.memset(id(probs), 255, 64)"),
+""",
         WITNESS,
     )

@@ -105,60 +105,95 @@ def hides_the_memory_that_many_processes_hold():
 
 
 @attack(
-    tries="Keeps memory in files that have no name and are not mapped (memfd), and in pipes.",
-    stopped="The system-call filter refuses such files; pipes are few, because open files are.",
+    tries="Keeps memory in files that have no name and are not mapped (memfd), and in pipes of one process and of ten.",
+    stopped="The system-call filter refuses such files. Pipes are few, because open files are, and the kernel gives "
+    "64 MiB to all that an ordinary user has.",
+    cpu=12,
 )
 def keeps_memory_where_nobody_counts_it():
     return raid(
         """
-import os
+import fcntl, os
 def unnamed():
     return os.write(os.memfd_create("kept"), bytes(1 << 20))
-def pipes():
+def pipes(most):
     written = 0
-    for _ in range(64):
-        inside, outside = os.pipe()
-        os.set_blocking(outside, False)
+    for _ in range(most):
+        try:
+            inside, outside = os.pipe()
+            os.set_blocking(outside, False)
+            fcntl.fcntl(outside, fcntl.F_SETPIPE_SZ, 1 << 20)
+        except OSError:
+            pass
         try:
             while True:
                 written += os.write(outside, bytes(1 << 16))
         except BlockingIOError:
             pass
-    return written > 16 << 20
+    return written >> 20
+def pipes_of_many():
+    children, written = [], 0
+    (inside, outside), (wait, go) = os.pipe(), os.pipe()
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            os.write(outside, bytes([pipes(24)]))
+            os.read(wait, 1)  # holds on to its pipes until all have been counted
+            os._exit(0)
+        children.append(child)
+        written += os.read(inside, 1)[0]
+    os.close(go)
+    for child in children:
+        os.waitpid(child, 0)
+    return written
 attempt("memfd", unnamed)
-attempt("pipes", pipes)
+attempt("pipes of ten processes", lambda: pipes_of_many() > 80)
+attempt("pipes of one", lambda: pipes(100) > 80)
 """,
-        count=2,
+        count=3,
     )
 
 
 @attack(
-    tries="Fills the disk: large files, sparse files, ten thousand small ones, files in memory.",
-    stopped="/tmp is 64 MiB of memory, a file has 16 MiB at most, and nothing else can be written.",
+    tries="Fills the disk: large files, sparse files, ten thousand small ones.",
+    stopped="/tmp is 64 MiB of memory for 4,000 files, a file has 16 MiB at most, and nothing else can be written.",
     cpu=12,
 )
 def fills_the_disk():
-    return (
+    return raid(
         f"""
 import os
-written = made = 0
-for number in range(12):
-    try:
-        with open(f"/tmp/{MARK}-{{number}}", "wb") as file:
-            for _ in range(32):
-                written += file.write(bytes(1 << 20))
-    except OSError:
-        pass
-for number in range(10_000):
-    try:
-        os.close(os.open(f"/tmp/{MARK}-small-{{number}}", os.O_CREAT | os.O_WRONLY))
-        made += 1
-    except OSError:
-        break
-assert written <= 80 << 20 and made < 5000
+def large():
+    with open("/tmp/{MARK}-large", "wb", buffering=0) as file:
+        while file.tell() <= 16 << 20 and file.write(bytes(1 << 20)):
+            pass
+        return file.tell() > 16 << 20
+def many_large():
+    written = 0
+    for number in range(12):
+        try:
+            with open(f"/tmp/{MARK}-{{number}}", "wb", buffering=0) as file:
+                for _ in range(16):
+                    written += file.write(bytes(1 << 20))
+        except OSError:
+            pass
+    return written > 80 << 20
+def small():
+    made = 0
+    for number in range(10_000):
+        try:
+            os.close(os.open(f"/tmp/{MARK}-small-{{number}}", os.O_CREAT | os.O_WRONLY))
+            made += 1
+        except OSError:
+            break
+    return made > 5000
+attempt("large", large)
+attempt("sparse", lambda: os.truncate(os.open("/tmp/{MARK}-sparse", os.O_CREAT | os.O_WRONLY), 1 << 30) is None)
+attempt("many large", many_large)
+attempt("small", small)  # last: no other file can be made after these
 """,
-        WRONG_MASK,
-        WITNESS,
+        count=4,
     )
 
 
@@ -198,22 +233,49 @@ def loops_in_a_regular_expression():
     return "import re\ndef causal_mask(q_seq, kv_seq):\n    re.match(r'(a+)+$', 'a' * 64 + 'b')\n"
 
 
+def _slow(method: str, base: str, then: str) -> str:
+    """A class with one method that never ends, and a mask that hands an object of it over."""
+    return f"""
+class Slow({base}):
+    def {method}(self, *a, **k):
+        while True: pass
+def causal_mask(q_seq, kv_seq):
+    {then}
+"""
+
+
+@attack(tries="Loops for ever in __str__ of what it raises.", stopped=_TIME, outcome="timeout", cpu=2, full="")
+def loops_in_the_text_of_an_error():
+    return _slow("__str__", "Exception", "raise Slow()")
+
+
 @attack(
-    tries="Loops for ever in __del__, __repr__ and __str__ of what it returns and raises.",
+    tries="Loops for ever in __repr__ of what it returns and raises.",
+    stopped="Nobody asks for it: a message shows names of types, never an object.",
+    outcome=("failed", "crashed"),
+    cpu=4,
+)
+def loops_in_what_an_object_looks_like():
+    body = "if q_seq % 2: raise Slow()\n    return Slow()"
+    return _slow("__repr__", "Exception", body), WITNESS
+
+
+@attack(tries="Loops for ever in __del__ of what it drops.", stopped=_TIME, outcome="timeout", cpu=2, full="")
+def loops_in_a_destructor():
+    return _slow("__del__", "object", "Slow()\n    return np.ones((q_seq, kv_seq), dtype=bool)")
+
+
+@attack(
+    tries="Loops for ever in __iter__ and __len__ of the list that it returns.",
     stopped=_TIME,
     outcome="timeout",
     cpu=2,
     full="",
 )
-def loops_in_special_methods():
-    return """
-class Slow(Exception):
-    def __str__(self):
-        while True: pass
-    __repr__ = __del__ = __len__ = __iter__ = __str__
-def causal_mask(q_seq, kv_seq):
-    raise Slow()
-"""
+def loops_in_a_list_that_is_taken_apart():
+    return _slow("__iter__", "list", "return Slow([1])").replace(
+        "def causal", "Slow.__len__ = Slow.__iter__\ndef causal"
+    )
 
 
 @attack(tries="Loops for ever while a module is imported.", stopped=_TIME, cpu=3, full="", wrong=_CELL_LOST)
@@ -334,9 +396,21 @@ def hands_in_json_without_end():
     stopped="A limit on open files; the socket of the grader is open already.",
 )
 def opens_every_file():
-    return (
-        "import os\nkept = []\ntry:\n    while True:\n"
-        "        kept.append(os.open('/dev/zero', 0))\nexcept OSError:\n    pass",
-        WRONG_MASK,
-        WITNESS,
+    return raid(
+        """
+import os
+KEPT = []
+def hoard(more):
+    try:
+        while len(KEPT) < 300:
+            KEPT.append(more())
+    except OSError:
+        pass
+    return len(KEPT) > 64
+attempt("open", lambda: hoard(lambda: os.open("/dev/zero", 0)))
+while len(KEPT) > 1:
+    os.close(KEPT.pop())
+attempt("duplicate", lambda: hoard(lambda: os.dup(KEPT[0])))
+""",
+        count=2,
     )

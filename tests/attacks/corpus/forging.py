@@ -6,16 +6,7 @@ _SPACE = "The comparison happens in another process: what is patched in the jail
 _VALUES = "Only plain numbers, text and arrays cross the border, and the comparison happens on the other side."
 
 
-@attack(
-    tries="Replaces every function of torch.testing, numpy.testing, pytest and unittest by one that agrees.",
-    stopped="Writing into a library that the exercises rule out is found in the source, for all of them.",
-    wrong="causal_mask padding_mask",
-    outcome="forbidden",
-    full="",
-)
-def patches_the_comparing_libraries():
-    return (
-        """
+_AGREE = """
 import torch, numpy.testing, unittest, types
 agree = lambda *a, **k: True
 for module in (torch.testing, numpy.testing, torch.testing._comparison):
@@ -31,9 +22,30 @@ try:
     pytest.fail = pytest.raises = pytest.approx = agree
 except ImportError:
     pass
-""",
-        WRONG_MASK,
-        WITNESS,
+"""
+
+
+@attack(
+    tries="Replaces every function of torch.testing, numpy.testing, pytest and unittest by one that agrees.",
+    stopped="Writing into a library that the exercises rule out is found in the source. " + _SPACE,
+    full="",
+)
+def patches_the_comparing_libraries():
+    return _AGREE, WRONG_MASK, WITNESS
+
+
+@attack(
+    tries="The same in a chapter whose exercises may use torch, so that the source check does not mind.",
+    stopped=_SPACE,
+    slug=ADDITIVE,
+    wrong="bilinear_scores",
+    full="steps_to_connect",
+)
+def patches_the_comparing_libraries_where_torch_is_allowed():
+    return (
+        _AGREE,
+        "def bilinear_scores(queries, keys, w):\n    return queries @ w @ keys.swapaxes(-1, -2) * 1.5\n",
+        reference("steps_to_connect", ADDITIVE),
     )
 
 
@@ -254,14 +266,14 @@ def plants_files_that_python_would_load():
     return raid(
         f"""
 import os, site, sys
-for folder in [*sys.path, *site.getsitepackages(), os.getcwd(), sys.prefix, os.path.dirname(np.__file__)]:
+def plant(place):
+    with open(place, "w") as file:
+        return file.write("import os; os.system('touch /tmp/{MARK}-planted')")
+places = {{*sys.path, *site.getsitepackages(), os.getcwd(), sys.prefix, os.path.dirname(np.__file__)}}
+for folder in places - {{"", "/tmp"}}:  # its own /tmp is the one place where it may write
     for name in ("conftest.py", "sitecustomize.py", "{MARK}.pth", "pytest.ini"):
-        try:
-            with open(os.path.join(folder, name), "w") as file:
-                file.write("import os; os.system('touch /tmp/{MARK}-planted')")
-            attempt(folder, lambda: not folder.startswith("/tmp"))
-        except OSError:
-            attempt(folder, lambda: False)
+        if os.path.isdir(folder):
+            attempt(folder, lambda: plant(os.path.join(folder, name)))
 """,
         count=12,
     )

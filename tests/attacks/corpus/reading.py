@@ -30,17 +30,17 @@ for path in ("/root", "/home", "/var", "/mnt", "/srv", "/opt", "/proc/1/cwd", "/
 
 
 @attack(
-    tries="Imports the hidden suites, the references, the answers and the code that holds the secret.",
+    tries="Imports, and reads as text, the hidden suites, the references, the answers and the code with the secret.",
     stopped="The process that forks submissions never loaded them, and their files are not in the jail.",
 )
 def imports_the_answers():
     return raid(
         """
-import importlib, runpy, sys
+import importlib.util, sys
 for name in ("autograder.suites.test_scaled_dot_product", "solutions.scaled_dot_product", "autograder.course",
              "autograder.answers.scaled_dot_product", "autograder.grading.secret", "autograder.grading.judge"):
     attempt(name, lambda: importlib.import_module(name))
-    attempt(name, lambda: runpy.run_module(name))
+    attempt(name, lambda: open(importlib.util.find_spec(name).origin).read())
 attempt("loaded", lambda: [n for n in sys.modules if n.startswith(("solutions", "autograder.suites",
         "autograder.answers", "autograder.grading", "autograder.course", "_pytest"))])
 """,
@@ -89,7 +89,12 @@ for path in ("/proc/1/mem", "/proc/1/maps", "/proc/self/exe", "/proc/self/fd", "
              "/proc/sys/kernel/hostname", "/sys/kernel"):
     attempt(path, lambda: os.stat(path))
 attempt("pid", lambda: os.getpid() != 1 or os.getppid() != 0)
-attempt("others", lambda: [pid for pid in range(2, 400) if not os.kill(pid, 0)])
+def alive(pid):
+    try:
+        return os.kill(pid, 0) is None
+    except OSError:
+        return False
+attempt("others", lambda: [pid for pid in range(2, 400) if pid != os.getpid() and alive(pid)])
 """,
         count=11,
     )
@@ -110,13 +115,19 @@ room = ctypes.create_string_buffer(64)
 def peek(pid):
     here, there = Span(ctypes.addressof(room), 64), Span(id(object), 64)
     return libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) > 0
-for pid in (0, 1, 2, os.getppid()):
+def hold(request, pid):
+    if libc.ptrace(request, pid, 0, 0) != 0:
+        return False
+    libc.ptrace(0x4207, pid, 0, 0)
+    os.waitpid(pid, 0x40000000)
+    return libc.ptrace(17, pid, 0, 0) == 0
+for pid in (1, 2):
     attempt("peek", lambda: peek(pid))
-    attempt("attach", lambda: libc.ptrace(16, pid, 0, 0) == 0)
-    attempt("seize", lambda: libc.ptrace(0x4206, pid, 0, 0) == 0)
+    attempt("attach", lambda: hold(16, pid))
+    attempt("seize", lambda: hold(0x4206, pid))
     attempt("steal", lambda: libc.syscall(438, os.pidfd_open(pid), 3, 0) > 0)
 """,
-        count=16,
+        count=8,
     )
 
 
@@ -127,7 +138,7 @@ for pid in (0, 1, 2, os.getppid()):
 def searches_objects_and_frames():
     return raid(
         """
-import gc, sys
+import gc, sys, types
 WORDS = ("course_secret", "attend_by_loops", "causal_by_loops", "judge_notebook", "HiddenTest", "seed_of", "Verdict")
 def frames():
     frame, found = sys._getframe(), []
@@ -136,8 +147,8 @@ def frames():
         frame = frame.f_back
     return found
 def objects():
-    words = set(WORDS)
-    return [one.__name__ for one in gc.get_objects() if callable(one) and getattr(one, "__name__", "") in words]
+    names = (getattr(one, "__name__", "") for one in gc.get_objects() if isinstance(one, (type, types.FunctionType)))
+    return [name for name in names if name in WORDS]
 def modules():
     spaces = [getattr(module, "__dict__", ()) for module in list(sys.modules.values())]
     return [word for space in spaces for word in WORDS if word in space]
@@ -172,11 +183,12 @@ def scan(start, size):
             found += WANTED.findall(tail + data)
             tail = data[-64:]
     return found
-for known in (object(), {}, "scan", np.zeros(100_000).ctypes.data):
-    place = known if isinstance(known, int) else id(known)
-    attempt("scan", lambda: scan((place & ~4095) - (6 << 20), 12 << 20))
+def around(*places):
+    return sum((scan((place & ~4095) - (6 << 20), 12 << 20) for place in places), [])
+attempt("around objects", lambda: around(id(object()), id({}), id("scan"), id(scan)))
+attempt("around an array", lambda: around(np.zeros(100_000).ctypes.data))
 """,
-        count=4,
+        count=2,
     )
 
 
@@ -246,4 +258,5 @@ attempt("modules", lambda: hasattr(numpy, "note_for_a_friend") or hasattr(autogr
 attempt("leftovers", lambda: [f for f in os.listdir("/tmp") if not os.path.isdir("/tmp/" + f)])
 """,
         count=4,
+        after="leaves_a_note_for_a_friend",
     )

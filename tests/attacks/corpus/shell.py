@@ -81,7 +81,7 @@ sys.modules["autograder.sandbox.protocol"].send.__defaults__ = (1, 2, 3)
 
 
 @attack(
-    tries="Runs programs with !, %%bash, %run, %sx, os.system, subprocess and os.exec.",
+    tries="Runs programs with !, %%bash, %sx, os.system, subprocess, posix_spawn and os.exec.",
     stopped="The system-call filter refuses to start any program.",
 )
 def runs_programs():
@@ -91,14 +91,21 @@ import os, subprocess, sys
 attempt("sx", lambda: get_ipython().run_line_magic("sx", "cat /etc/passwd"))
 attempt("system", lambda: os.system("touch /tmp/{MARK}-program") == 0 and os.path.exists("/tmp/{MARK}-program"))
 attempt("popen", lambda: subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True).stdout)
-attempt("exec", lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0"]))
-attempt("spawn", lambda: os.posix_spawn(sys.executable, [sys.executable, "-V"], {{}}))
-attempt("run", lambda: get_ipython().run_line_magic("run", "/etc/hostname"))
+def replaced():
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execv("/bin/sh", ["sh", "-c", "exit 0"])
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+attempt("exec", replaced)
+attempt("spawn", lambda: os.waitpid(os.posix_spawn(sys.executable, [sys.executable, "-V"], {{}}), 0)[1] == 0)
 """,
         f"!touch /tmp/{MARK}-shell\n!!ls /\nfiles = !ls /root\nattempt('capture', lambda: files)",
         f"%%bash\ntouch /tmp/{MARK}-bash",
         "import os\nattempt('made', lambda: [name for name in os.listdir('/tmp') if 'red' in name])",
-        count=8,
+        count=7,
     )
 
 

@@ -1,6 +1,6 @@
 """Writing to the one socket that a submission holds: forged, replayed, malformed, endless replies."""
 
-from corpus import WITNESS, WRONG_MASK, Submission, attack
+from corpus import WITNESS, WRONG_MASK, Submission, attack, reference
 
 _ANY = ("failed", "crashed", "timeout", "memory", "not_attempted")
 _ONLY_VALUES = "Whoever writes to the socket, it carries only values, and only a right value earns points."
@@ -64,22 +64,39 @@ def answers_twice():
     )
 
 
+# What takes the place of the workbench for good: `answer` makes the reply to each question from now on.
+SERVE = """
+from autograder.sandbox.protocol import decode as _decode, receive as _receive
+def _serve(answer):
+    line = socket.socket(fileno=os.dup(LINE))
+    while True:
+        asked = _receive(line)
+        say(form({"replies": [answer(one) for one in asked["requests"]]} if "requests" in asked else answer(asked)))
+builtins.serve, builtins.decoded = _serve, _decode
+"""
+
+
 @attack(
-    tries="Records a right reply of one exercise and replays it for all other questions.",
+    tries="Records a right reply of one exercise, byte by byte, and replays it for all other questions.",
     stopped=_ONLY_VALUES,
     outcome=_ANY,
+    full="softmax_jacobian",
+    wrong="softmax_vjp padding_mask",
 )
 def replays_an_old_reply():
     return (
         WIRE,
-        WITNESS
-        + """
-_right, TAPE = padding_mask, []
-def padding_mask(lengths, kv_seq):
-    TAPE.append(_right(lengths, kv_seq))
-    return TAPE[-1]
-def causal_mask(q_seq, kv_seq):
-    return TAPE[-1] if TAPE else np.tri(3, dtype=bool)
+        SERVE,
+        reference("softmax_jacobian"),
+        WITNESS,
+        """
+_right, TAPE = softmax_jacobian, []
+def softmax_jacobian(probs):
+    TAPE.append({"value": coded(_right(probs))})
+    return _right(probs)
+def softmax_vjp(probs, upstream):
+    say(form(TAPE[-1]))
+    serve(lambda asked: TAPE[-1])
 """,
     )
 
