@@ -441,8 +441,8 @@ def _cluster(address: str) -> Iterator[_Crew]:
             raise ClusterError(f"the Dask scheduler at {address} has no worker; start some, {again}")
 
     threads = sum(client.ncores().values())  # type: ignore[no-untyped-call]
-    # It outlives its workers: there is nothing to start again.
-    executor = client.get_executor()  # type: ignore[no-untyped-call]
+    # It outlives its workers: there is nothing to start again. What is "pure" would keep its outcome when tried again.
+    executor = client.get_executor(pure=False)  # type: ignore[no-untyped-call]
     crew = _Crew(lambda: executor, 2 * max(threads, 1), check)
     try:
         yield crew
