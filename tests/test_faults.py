@@ -31,6 +31,7 @@ from autograder.grading.secret import SecretError, course_secret
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "submitted"
 SLUG = "scaled_dot_product"
 KILLS = int(os.environ.get("ATTN_KILLS", "10"))
+SEED = int(os.environ.get("ATTN_KILLS_SEED", time.time_ns()))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 60 * KILLS)]
 
 
@@ -173,8 +174,13 @@ def gone(processes: list[psutil.Process], seconds: float) -> bool:
 
 
 def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, undisturbed, tmp_path):
-    """Most on the cluster; every fifth with workers of its own, of which all die with it, killed or not."""
-    chance = random.Random()
+    """Most on the cluster; every fifth with workers of its own, of which all die with it, killed or not.
+
+    Half of the moments are any of the time that a run takes. The others come soon after some results are on disk, so
+    that most of those runs die in the middle of their work. Give `ATTN_KILLS_SEED` to draw the same again.
+    """
+    print(f"ATTN_KILLS_SEED={SEED}")
+    chance = random.Random(SEED)
     lasts = {}
     for local in (False, True):
         begin = time.monotonic()
@@ -185,13 +191,20 @@ def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, 
     for number in range(KILLS):
         root, local = tmp_path / f"killed-{number}", number % 5 == 4
         where = {"workers": 1} if local else {"scheduler": cluster.address}
+        begin = time.monotonic()
         pid = coordinators.start([small_class], root, **where)
-        moment = chance.uniform(0, lasts[local])
-        time.sleep(moment)
+        if number % 2:
+            time.sleep(chance.uniform(0, lasts[local]))
+        else:
+            enough = chance.randrange(1, 5)
+            while len(list(root.glob("results/*/s*.json"))) < enough and time.monotonic() - begin < 60:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.02))
+        moment = time.monotonic() - begin
         family = []
         with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may have ended by itself
             family = psutil.Process(pid).children(recursive=True)
-            if number % 2:
+            if number % 3:
                 end_group(pid)
             else:
                 os.kill(pid, signal.SIGKILL)
@@ -204,7 +217,8 @@ def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, 
         assert everything(root) == undisturbed
         shutil.rmtree(root)
     print("seconds to the kill, how it ended, results on disk by then:", moments)
-    assert any(ended for _, ended, _ in moments)
+    in_the_middle = [ended != 0 and 0 < results < len(undisturbed["results"]) for _, ended, results in moments]
+    assert sum(in_the_middle) >= KILLS // 3, moments
 
 
 def test_a_worker_killed_in_the_middle(coordinators, cluster, tmp_path):
