@@ -24,6 +24,7 @@ import pytest
 from nbgrader.api import Gradebook
 from servers import Cluster, Coordinators, dask_cluster, end_group, postgres_programs, postgres_server
 
+from autograder import doctor
 from autograder.grading.record import COURSE_ID, database_url
 from autograder.grading.run import _executors
 from autograder.grading.secret import SecretError, course_secret
@@ -377,6 +378,7 @@ def test_a_secret_that_is_none_is_refused(tmp_path, monkeypatch, text):
         course_secret()
     assert str(place) in str(refused.value)
     assert place.read_text() == text
+    assert doctor._secret().state == "broken"
 
 
 _LOCKER = """
