@@ -781,8 +781,8 @@ def _gradebook_error(error: Exception, url: str) -> RecordError:
         "no such column": "it was made by an older nbgrader: back it up, then run: nbgrader db upgrade",
         "not a database": "the file is something else: move it away, or name another with --db",
         "unable to open": "check that its folder exists and is writable",
-        "no such file": "check that its folder exists and is writable",
-        "permission denied": "check that its folder exists and is writable",
+        "[errno 2]": "check that its folder exists and is writable",
+        "[errno 13]": "check that its folder exists and is writable",
         "no space left": "free some space on the disk, then run this again: nothing is lost",
         "connection": "check that the database server runs and that --db or ATTN_DB names it",
     }
