@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autograder import course
-from autograder.grading.secret import secret_path
+from autograder.grading.secret import SecretError, course_secret, secret_path
 
 PACKAGES = ("jupyter-book", "nbgrader", "numpy", "torch", "triton", "matplotlib", "pytest", "distributed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -107,5 +107,9 @@ def _secret() -> Finding:
     shown = path.relative_to(course.ROOT) if path.is_relative_to(course.ROOT) else path
     if not path.exists():
         return Finding("course secret", "ok", f"made on the first grading, in {shown}")
+    try:
+        course_secret()
+    except SecretError as error:
+        return Finding("course secret", "broken", str(error))
     private = path.stat().st_mode & 0o077 == 0
     return Finding("course secret", "ok" if private else "broken", f"{shown}" + ("" if private else ": chmod 600 it"))

@@ -22,6 +22,7 @@ from autograder.grading.collect import (
     known_assignments,
     parse_timestamp,
 )
+from autograder.grading.intake import MAX_BYTES, InvalidNotebook, read_notebook
 
 KNOWN = ("additive", "scaled_dot_product")
 
@@ -347,28 +348,43 @@ def test_links_and_encrypted_entries_are_refused(tmp_path):
 def test_bombs_are_refused_before_they_are_opened(tmp_path, monkeypatch):
     bomb = pack(tmp_path / "bomb.zip", [("s001/additive/exercises.ipynb", b" " * 20_000_000)])
     assert "would grow" in str(collected(bomb).problems[0])
-    monkeypatch.setattr(collect, "NOTEBOOK_BYTES", 1000)
-    large = pack(tmp_path / "large.zip", [("s001/additive/exercises.ipynb", os.urandom(2000))])
-    assert "clear its outputs" in str(collected(large).problems[0])
-    put(tmp_path / "f", "s001/additive/exercises.ipynb", data=os.urandom(2000))
-    with pytest.raises(CollectError, match="clear its outputs"):
-        collected(tmp_path / "f").submissions[0].read()
     monkeypatch.setattr(collect, "ARCHIVE_ENTRIES", 3)
     many = pack(tmp_path / "many.zip", [(f"s{number}.ipynb", b"{}") for number in range(4)])
     assert "lists 4 files" in str(collected(many).problems[0])
     monkeypatch.setattr(collect, "ARCHIVE_BYTES", 100)
-    assert "would unpack to" in str(collected(large).problems[0])
+    assert "would unpack to" in str(collected(bomb).problems[0])
 
 
-def test_an_entry_that_lies_about_its_size_is_cut_off(tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_a_notebook_that_is_too_large_is_a_submission_that_is_refused_for_it(tmp_path, form):
+    data = notebook() + os.urandom(MAX_BYTES + 1000)
+    if form == "folder":
+        place = put(tmp_path / "inbox", "s001/additive/exercises.ipynb", data=data)
+    else:
+        place = pack(tmp_path / "inbox.zip", [("s001/additive/exercises.ipynb", data)])
+    with collected(place) as found:
+        assert (pairs(found), found.problems) == ([("s001", "additive")], [])
+        read = found.submissions[0].read()
+    assert read == data[: MAX_BYTES + 1]
+    with pytest.raises(InvalidNotebook, match="more than 40 MiB"):
+        read_notebook(read, "additive")
+
+
+def test_an_entry_that_lies_about_its_size_cannot_be_read(tmp_path):
     path = pack(tmp_path / "c.zip", [("s001/additive/exercises.ipynb", b" " * 500_000)])
     data = bytearray(path.read_bytes())
     at = data.index(b"PK\x01\x02")
     data[at + 24 : at + 28] = struct.pack("<I", 10)
     path.write_bytes(data)
-    found = collected(path)
-    assert found.submissions == []
-    assert "damaged" in str(found.problems[0])
+    with collected(path) as found, pytest.raises(CollectError, match=r"is damaged .*; download it again"):
+        found.submissions[0].read()
+
+
+def test_what_cannot_be_read_belongs_to_the_assignment_asked_for(tmp_path):
+    os.mkfifo(tmp_path / "s001.ipynb")
+    assert pairs(collected(tmp_path, assignment="additive")) == [("s001", "additive")]
+    (problem,) = collected(tmp_path).problems
+    assert "is no regular file" in problem.reason
 
 
 def test_folders_too_deep_are_said(tmp_path):
@@ -415,17 +431,70 @@ def test_a_folder_that_may_not_be_listed_is_a_problem(tmp_path, monkeypatch):
     assert "Permission denied" in str(found.problems[0])
 
 
-def test_who_sent_no_notebook_is_named(tmp_path):
-    entries = [
-        ("onestudent_1_2_report.pdf", b"%PDF"),
-        ("examplebob_3_4_exercises.ipynb", notebook()),
-        ("examplebob_3_5_notes.txt", b""),
-    ]
-    found = collected(pack(tmp_path / "c.zip", entries))
-    assert pairs(found) == [("examplebob_3", "additive")]
-    (problem,) = found.problems
-    assert "onestudent" in problem.path
-    assert problem.kind == "empty"
+OTHER_FILES = {
+    "another ending": ("s003/additive/exercises.ipynb.txt", "s003/additive/exercises.ipynb.txt", "is not a notebook"),
+    "JSON": ("s003/additive/exercises.json", "s003/additive", "only exercises.json"),
+    "HTML": ("s003/additive/exercises.html", "s003/additive", "only exercises.html"),
+    "an archive": ("s003/additive/work.tar.gz", "s003/additive", "only work.tar.gz"),
+    "checkpoints": ("s003/additive/.ipynb_checkpoints/exercises-checkpoint.ipynb", "s003/additive", "only .ipynb_ch"),
+    "a hidden file": ("s003/additive/.exercises.ipynb", "s003/additive", "only .exercises.ipynb"),
+    "nothing but the time": ("s003/additive/timestamp.txt", "s003/additive", "only timestamp.txt"),
+    "further down": ("s003/additive/my/work/report.pdf", "s003/additive/my/work", "only report.pdf"),
+    "no folder of an assignment": ("s003/report.pdf", "s003", "only report.pdf"),
+    "a flat file": ("s003.ipynb.json", "s003.ipynb.json", "is not a notebook"),
+    "from Canvas": ("one_1_2_report.pdf", "one_1_2_report.pdf", "is not a notebook"),
+    "from Moodle": ("A B_12_assignsubmission_file_/x.pdf", "A B_12_assignsubmission_file_/x.pdf", "is not a notebook"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FILES)
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_who_gave_no_notebook_is_named(tmp_path, case, form):
+    name, place, words = OTHER_FILES[case]
+    beside = ("s001/additive/exercises.ipynb", "s002.ipynb", "two_3_4_exercises.ipynb", "roster.csv")
+    if form == "folder":
+        inbox = put(tmp_path / "inbox", name, *beside)
+    else:
+        inbox = pack(tmp_path / "inbox.zip", [(each, notebook()) for each in (name, *beside)])
+    with collected(inbox) as found:
+        assert pairs(found) == [("s001", "additive"), ("s002", "additive"), ("two_3", "additive")]
+        (problem,) = found.problems
+    assert problem.path.removeprefix(str(inbox)).lstrip("/ ›") == place
+    assert words in problem.reason
+    assert "ask for the .ipynb" in problem.reason
+    known = ("s003", "additive") if name.startswith("s003/additive") else (None, None)
+    assert (problem.kind, problem.student, problem.slug) == ("empty", *known)
+    with collected(inbox, assignment="scaled_dot_product") as found:
+        assert len(found.problems) == (known == (None, None))
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_what_lies_beside_a_notebook_is_not_spoken_of(tmp_path, form):
+    names = (
+        *("s001/additive/exercises.ipynb", "s001/additive/exercises.ipynb.bak", "s001/additive/figures/one.png"),
+        *("s001/cover.pdf", "s002/exercises.ipynb", "s002/more/notes.txt", "s003.ipynb", "s003.ipynb.txt"),
+        *("a_1_2_exercises.ipynb", "a_1_3_report.pdf", "s001/additive/.ipynb_checkpoints/x-checkpoint.ipynb"),
+    )
+    if form == "folder":
+        inbox = put(tmp_path / "inbox", *names)
+    else:
+        inbox = pack(tmp_path / "inbox.zip", [(each, notebook()) for each in names])
+    with collected(inbox) as found:
+        assert [each.student for each in found.submissions] == ["a_1", "s001", "s002", "s003"]
+        assert found.problems == []
+
+
+def test_a_student_served_in_one_assignment_is_named_in_another(tmp_path):
+    put(tmp_path, "s001/exercises.ipynb", "s001/scaled_dot_product/report.pdf")
+    (problem,) = collected(tmp_path).problems
+    assert (problem.student, problem.slug) == ("s001", "scaled_dot_product")
+
+
+def test_a_zip_with_nothing_in_it_is_a_problem(tmp_path):
+    put(tmp_path, "s001.ipynb")
+    pack(tmp_path / "empty.zip", [])
+    (problem,) = collected(tmp_path).problems
+    assert "nothing in it" in problem.reason
 
 
 def test_a_zip_among_submissions_is_said_and_one_at_the_top_is_read(tmp_path):

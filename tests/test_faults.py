@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -24,12 +24,15 @@ import pytest
 from nbgrader.api import Gradebook
 from servers import Cluster, Coordinators, dask_cluster, end_group, postgres_programs, postgres_server
 
+from autograder import doctor
 from autograder.grading.record import COURSE_ID, database_url
 from autograder.grading.run import _executors
+from autograder.grading.secret import SecretError, course_secret
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "submitted"
 SLUG = "scaled_dot_product"
 KILLS = int(os.environ.get("ATTN_KILLS", "10"))
+SEED = int(os.environ.get("ATTN_KILLS_SEED", time.time_ns()))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 60 * KILLS)]
 
 
@@ -172,8 +175,13 @@ def gone(processes: list[psutil.Process], seconds: float) -> bool:
 
 
 def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, undisturbed, tmp_path):
-    """Most on the cluster; every fifth with workers of its own, of which all die with it, killed or not."""
-    chance = random.Random()
+    """Most on the cluster; every fifth with workers of its own, of which all die with it, killed or not.
+
+    Half of the moments are any of the time that a run takes. The others come soon after some results are on disk, so
+    that most of those runs die in the middle of their work. Give `ATTN_KILLS_SEED` to draw the same again.
+    """
+    print(f"ATTN_KILLS_SEED={SEED}")
+    chance = random.Random(SEED)
     lasts = {}
     for local in (False, True):
         begin = time.monotonic()
@@ -184,13 +192,20 @@ def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, 
     for number in range(KILLS):
         root, local = tmp_path / f"killed-{number}", number % 5 == 4
         where = {"workers": 1} if local else {"scheduler": cluster.address}
+        begin = time.monotonic()
         pid = coordinators.start([small_class], root, **where)
-        moment = chance.uniform(0, lasts[local])
-        time.sleep(moment)
+        if number % 2:
+            time.sleep(chance.uniform(0, lasts[local]))
+        else:
+            enough = chance.randrange(1, 5)
+            while len(list(root.glob("results/*/s*.json"))) < enough and time.monotonic() - begin < 60:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.02))
+        moment = time.monotonic() - begin
         family = []
         with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may have ended by itself
             family = psutil.Process(pid).children(recursive=True)
-            if number % 2:
+            if number % 3:
                 end_group(pid)
             else:
                 os.kill(pid, signal.SIGKILL)
@@ -203,7 +218,8 @@ def test_a_coordinator_killed_at_any_moment(coordinators, cluster, small_class, 
         assert everything(root) == undisturbed
         shutil.rmtree(root)
     print("seconds to the kill, how it ended, results on disk by then:", moments)
-    assert any(ended for _, ended, _ in moments)
+    in_the_middle = [ended != 0 and 0 < results < len(undisturbed["results"]) for _, ended, results in moments]
+    assert sum(in_the_middle) >= KILLS // 3, moments
 
 
 def test_a_worker_killed_in_the_middle(coordinators, cluster, tmp_path):
@@ -243,7 +259,7 @@ def test_a_worker_killed_in_the_middle(coordinators, cluster, tmp_path):
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[None]:
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
     )
@@ -270,6 +286,99 @@ def test_a_full_disk(coordinators, cluster, small_class, undisturbed, tmp_path, 
         nothing_is_wrong_so_far(root, undisturbed)
         assert coordinators.run([small_class], root, scheduler=cluster.address) == 0, coordinators.said
         assert everything(root) == undisturbed
+
+
+# ------------------------------------------------------------------------------------------- the secret's first run
+
+_KILLED_BEFORE_EACH_LINE = """
+import os, signal, sys
+from autograder.grading import secret
+
+def dies_before(number):
+    seen = 0
+    def trace(frame, event, _):
+        nonlocal seen
+        if frame.f_code.co_filename in (secret.__file__, os.__file__, secret.tempfile.__file__):
+            seen += event == "line"
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+    return trace
+
+for number in range(1, 1000):
+    path = secret.Path(sys.argv[1], str(number), "secret")
+    os.environ["ATTN_SECRET_FILE"] = str(path)
+    child = os.fork()
+    if not child:
+        sys.settrace(dies_before(number))
+        secret.course_secret()
+        os._exit(0)
+    if not os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        break
+    left = path.read_text() if path.exists() else None
+    after = secret.course_secret()
+    assert len(after) == 32 and left in (None, after.hex()), (number, left)
+    assert path.stat().st_mode & 0o077 == 0
+    print(number, left is not None)
+"""
+
+
+def test_a_first_run_killed_before_any_line_leaves_a_whole_secret_or_none(tmp_path):
+    command = [sys.executable, "-c", _KILLED_BEFORE_EACH_LINE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = [line.split()[1] == "True" for line in done.stdout.splitlines()]
+    assert made == sorted(made)
+    assert made.count(False) > 10 and made.count(True) > 3, "the kills did not fall around the making"
+
+
+_MAKE_A_SECRET = "from autograder.grading.secret import course_secret as s; input(); print(s().hex())"
+
+
+def test_first_runs_side_by_side_have_one_secret(tmp_path):
+    environment = {**os.environ, "ATTN_SECRET_FILE": str(tmp_path / "course" / "secret")}
+    command = [sys.executable, "-c", _MAKE_A_SECRET]
+    with ExitStack() as stack:
+        pipe = subprocess.PIPE
+        runs = [
+            stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment))
+            for _ in range(6)
+        ]
+        time.sleep(1)  # they have loaded what they need, and wait
+        for run in runs:
+            run.stdin.write("\n")
+            run.stdin.close()
+        made = {run.stdout.read().strip() for run in runs}
+    assert made == {(tmp_path / "course" / "secret").read_text()}
+    assert os.listdir(tmp_path / "course") == ["secret"]
+
+
+def test_a_first_run_whose_disk_is_full_says_so_and_the_next_makes_the_secret(coordinators, small_class, tmp_path):
+    place = Path(os.environ["ATTN_SECRET_FILE"])
+    with small_disk(place.parent, "1m"):  # over the folder in which every other test has its secret
+        ballast = place.with_name("ballast")
+        ballast.write_bytes(bytes(shutil.disk_usage(place.parent).free))
+        assert coordinators.run([small_class / "s020"], tmp_path, workers=1) == 1
+        said = " ".join(coordinators.said.split())
+        assert f"attn: {place}: the course secret cannot be read or made (No space left on device)" in said
+        assert "free some space" in said
+        assert "Traceback" not in said, coordinators.said
+        assert os.listdir(place.parent) == ["ballast"]
+        ballast.unlink()
+        assert coordinators.run([small_class / "s020"], tmp_path, workers=1) == 0, coordinators.said
+        assert len(bytes.fromhex(place.read_text())) == 32
+
+
+@pytest.mark.parametrize("text", ["", "5a" * 31, "5a" * 33, "5a" * 31 + "xy", "é" * 64])
+def test_a_secret_that_is_none_is_refused(tmp_path, monkeypatch, text):
+    place = tmp_path / "secret"
+    place.write_text(text)
+    monkeypatch.setenv("ATTN_SECRET_FILE", str(place))
+    with pytest.raises(SecretError, match="put back your copy") as refused:
+        course_secret()
+    assert str(place) in str(refused.value)
+    assert place.read_text() == text
+    assert doctor._secret().state == "broken"
 
 
 _LOCKER = """

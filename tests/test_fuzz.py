@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -24,7 +25,14 @@ from hypothesis import strategies as st
 from test_collect import KNOWN, collected, notebook, pack, pairs
 
 from autograder import course
-from autograder.grading.collect import Problem, student_id
+from autograder.grading.collect import (
+    CollectError,
+    Problem,
+    _not_submissions,
+    _printable,
+    _shown,
+    student_id,
+)
 from autograder.grading.intake import MAX_BYTES, MAX_CODE, MAX_PIECES, InvalidNotebook, Notebook, read_notebook
 from autograder.reporting.graded import Unreadable, readable
 
@@ -373,6 +381,9 @@ ODD_NAMES = (
         "\x01",
         "-x.ipynb",
         "timestamp.txt",
+        "report.pdf",
+        "exercises.ipynb.txt",
+        ".exercises.ipynb",
     ),
 )
 PARTS = st.one_of(
@@ -389,15 +400,21 @@ CONTENTS = st.one_of(
 )
 
 
-def check(found):
-    """What holds for everything that was ever found."""
+def check(found, given=()):
+    """What holds for everything that was ever found, and that each notebook of those given is accounted for."""
     assert found.submissions == sorted(found.submissions, key=lambda each: (each.slug, each.student))
     assert len({(each.student, each.slug) for each in found.submissions}) == len(found.submissions)
     for each in found.submissions:
         assert SAFE.fullmatch(each.student)
         assert each.slug in KNOWN
         assert ".." not in Path(each.student).parts
-        assert isinstance(each.read(), bytes)
+        try:
+            assert isinstance(each.read(), bytes)
+        except CollectError as error:
+            assert str(error).startswith(each.place)
+    spoken_of = {each.place for each in found.submissions} | {problem.path for problem in found.problems}
+    unspoken = [place for place in given if place not in spoken_of]
+    assert len(unspoken) <= found.skipped, unspoken
     for problem in found.problems:
         assert isinstance(problem, Problem)
         assert str(problem).isprintable()
@@ -410,11 +427,21 @@ def check(found):
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # zipfile warns the packer; we are the reader
 def test_no_archive_of_names_and_bytes_causes_a_traceback(tmp_path, entries, assignment):
     place = pack(tmp_path / "fuzz.zip", [(name or "/", data) for name, data in entries])
+    with zipfile.ZipFile(place) as archive:
+        given = [f"{_shown(place)} › {_printable(name)}" for name in archive.namelist() if seen_in_a_zip(name)]
     first = collected(place, assignment=assignment)
-    check(first)
+    check(first, given)
     second = collected(place, assignment=assignment)
     assert (pairs(first), first.problems) == (pairs(second), second.problems)
-    check(second)
+    check(second, given)
+
+
+def seen_in_a_zip(name):
+    """Whether an entry is a notebook that nobody hid."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    hidden = any(part.startswith(".") for part in parts) and ".." not in parts
+    is_notebook = name.lower().endswith(".ipynb") and not parts[-1].startswith(".")
+    return is_notebook and not hidden and parts[0] != "__MACOSX"
 
 
 @settings(same_each_time, max_examples=300)
@@ -444,7 +471,25 @@ def test_no_folder_causes_a_traceback(tmp_path_factory, paths, contents):
             place.write_bytes(data)
         except (OSError, ValueError):
             continue
-    check(collected(root / "in"))
+    found, files = collected(root / "in"), seen_in_a_folder(root / "in")
+    check(found, [str(file) for file in files if file.name.lower().endswith(".ipynb")])
+    named = [Path(problem.path) for problem in found.problems]
+    spoken_of = [Path(each.place) for each in found.submissions] + named
+    for file in files:  # no folder of files without a word on it
+        assert (
+            any(file.parent in place.parents or place in (file, *file.parents) for place in spoken_of)
+            or any(place.stem == "exercises" and place.parent in file.parents for place in spoken_of)  # one submission
+        ), (file, spoken_of)
+
+
+def seen_in_a_folder(root):
+    """All files that nobody hid and that lie in none of nbgrader's other folders, by the names that people see."""
+    files = []
+    for folder, below, names in os.walk(root):
+        left_out = _not_submissions({*below, *names})
+        below[:] = [name for name in below if not name.startswith(".") and name not in left_out]
+        files += [Path(folder, name) for name in names if not name.startswith(".") and name not in left_out]
+    return [Path(_shown(file)) for file in files]
 
 
 @settings(same_each_time, max_examples=300)

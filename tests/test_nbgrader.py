@@ -21,13 +21,21 @@ from autograder.grading.record import Recorder, read_result, result_path
 FAKE_JUDGE = """
 import sys
 sys.path.insert(0, {tests!r})
+from pathlib import Path
 from test_record import invalid, judged, ungraded
+from autograder.grading.record import Recorder, RecordError
 from autograder.reporting.graded import Unreadable, readable
 def judge(data, slug, student):
     try:
         readable(data)
     except Unreadable:
         return invalid(data, student)
+    if b"be the only writer" in data:
+        try:
+            with Recorder(Path.cwd() / "elsewhere", db=f"sqlite:///{{Path.cwd()}}/gradebook.db"):
+                raise AssertionError("nobody keeps others from writing")
+        except RecordError:
+            pass
     if b"break the grader" in data:
         return ungraded(data, student)
     return judged(data, student, slug=slug)
@@ -102,6 +110,20 @@ def test_plain_autograde_comes_to_the_same_scores_as_our_recorder(course, tmp_pa
     assert read_result(result_path(course, SLUG, "s001")) == judged(data)
     with Recorder(course) as recorder:  # and ours agrees that there is nothing left to do
         assert recorder.is_recorded(judged(data))
+
+
+@pytest.mark.slow
+def test_autograde_and_our_recorder_do_not_write_at_the_same_time(course):
+    hand_in(course, "s001", submission("'be the only writer'"))
+    nbgrader(course, "generate_assignment", SLUG)
+    before = (course / "gradebook.db").read_bytes()
+    with Recorder(course):
+        said = nbgrader(course, "autograde", SLUG, fails=True)
+    assert "another run is writing to course/; wait until it has finished, then run this again" in said
+    assert "Traceback" not in said
+    assert (course / "gradebook.db").read_bytes() == before
+    nbgrader(course, "autograde", SLUG)
+    assert scores(course)[0] == 4.0
 
 
 @pytest.mark.slow

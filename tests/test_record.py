@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -568,6 +570,53 @@ def test_only_one_writer(course):
         pass
 
 
+_WRITER = """
+import sys
+from pathlib import Path
+from autograder.grading.record import Recorder
+with Recorder(Path(sys.argv[1]), db=sys.argv[2]):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_writer(course, url):
+    """A process of its own that writes to a course and a gradebook until it is killed."""
+    command = [sys.executable, "-c", _WRITER, str(course), url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "writing\n"
+            yield
+        finally:
+            writer.kill()
+
+
+def test_only_one_writer_of_a_gradebook_that_two_courses_share(course, tmp_path):
+    database = tmp_path / "shared.db"
+    (tmp_path / "called").symlink_to(database)
+    with another_writer(tmp_path / "other" / "course", f"sqlite:///{database}"):
+        for name in ("shared.db", "called", "course/../shared.db"):
+            with (
+                pytest.raises(GradebookError, match=f"is writing grades to .*{Path(name).name}; wait until"),
+                Recorder(course, db=f"sqlite:///{tmp_path / name}?timeout=1"),
+            ):
+                pass
+        with Recorder(course, db=f"sqlite:///{tmp_path / 'my-own.db'}"):
+            pass
+    data = submission()
+    with Recorder(course, db=f"sqlite:///{database}") as recorder:  # a lock dies with its process
+        assert recorder.record(judged(data), data).score == 4.0
+
+
+def test_a_gradebook_in_a_folder_that_is_not_there_is_said(course, tmp_path):
+    with (
+        pytest.raises(GradebookError, match="check that its folder exists"),
+        Recorder(course, db=f"sqlite:///{tmp_path}/none/x.db"),
+    ):
+        pass
+
+
 def test_a_missing_source_notebook_is_said(course):
     shutil.rmtree(course / "source")
     data = submission()
@@ -647,10 +696,29 @@ def test_postgresql_by_url(course, postgres, monkeypatch):
         assert not recorder.is_recorded(judged(data))
 
 
-def test_a_server_that_does_not_answer_is_said(course):
-    data = submission()
+@pytest.mark.slow
+def test_only_one_writer_of_a_postgresql_database(course, postgres, tmp_path):
     with (
-        Recorder(course, db="postgresql+psycopg://nobody@127.0.0.1:1/none") as recorder,
-        pytest.raises(GradebookError, match="database server runs"),
+        another_writer(tmp_path / "other" / "course", postgres),
+        pytest.raises(GradebookError, match=r"is writing grades to postgresql.*; wait until"),
+        Recorder(course, db=postgres),
     ):
-        recorder.record(judged(data), data)
+        pass
+    deadline = time.monotonic() + 30
+    while True:  # the server sees soon that the other is dead
+        try:
+            with Recorder(course, db=postgres) as recorder:
+                assert recorder.due(SLUG) is None
+            break
+        except GradebookError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_server_that_does_not_answer_is_said(course):
+    with (
+        pytest.raises(GradebookError, match="database server runs") as refused,
+        Recorder(course, db="postgresql+psycopg://nobody:password@127.0.0.1:1/none"),
+    ):
+        pass
+    assert "password" not in str(refused.value)

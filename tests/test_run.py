@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 from nbgrader.api import Gradebook
+from servers import dask_cluster
 
 from autograder import course
 from autograder.grading import cache
-from autograder.grading.record import COURSE_ID
+from autograder.grading import run as run_module
+from autograder.grading.intake import MAX_BYTES
+from autograder.grading.record import COURSE_ID, database_url
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
-from autograder.grading.run import _change
+from autograder.grading.run import TRIES, ClusterError, Step, _change, grade
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("autograder", "solutions", "chapters", "_toc.yml", "nbgrader_config.py", "references.bib")
@@ -251,12 +254,12 @@ def test_a_regrade_after_one_suite_changed(tmp_path):
     }
     environment.pop("ATTN_DB", None)
 
-    def attn_grade(*options: str) -> tuple[str, list[dict], set[str]]:
+    def attn_grade(*options: str, ends: int = 0) -> tuple[str, list[dict], set[str]]:
         ran.write_text("")
         command = [sys.executable, "-c", ATTN, "grade", str(tmp_path / "class"), "--workers", "1"]
         command += ["--json", str(tmp_path / "out.json"), *options]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == ends, done.stdout + done.stderr
         # Who sends jobs out and writes results down does not load what judges: it takes seconds, and a quarter GiB.
         assert done.stderr.split()[-1] == "[]"
         return done.stdout, json.loads((tmp_path / "out.json").read_text()), set(ran.read_text().split())
@@ -301,3 +304,141 @@ def test_a_regrade_after_one_suite_changed(tmp_path):
         comment = book.find_comment("additive-softmax", "exercises", "additive", "s001")
         assert comment.manual_comment == comment.comment == "Come and see me."
         assert book.find_submission("additive", "s001").score == pytest.approx(after - 3 + 1.5)
+
+    (tmp_path / "class/s009/additive").mkdir(parents=True)
+    os.mkfifo(tmp_path / "class/s009/additive/exercises.ipynb")
+    said, fourth, names = attn_grade(ends=1)
+    assert not names
+    assert "s009 additive: ungraded, " in said
+    assert "is no regular file; ask for the notebook itself" in said
+    assert [entry["status"] for entry in fourth] == ["graded", "graded", "ungraded"]
+    assert [steady(entry) for entry in fourth[:2]] == [steady(entry) for entry in third]
+
+
+# ------------------------------------------------------------------------------------------------- no fault is a zero
+
+
+@pytest.fixture
+def inbox(tmp_path, monkeypatch) -> Path:
+    """A class of five whose files are no notebooks, which needs no jail."""
+    (tmp_path / "secret").write_text("5a" * 32)
+    monkeypatch.setenv("ATTN_SECRET_FILE", str(tmp_path / "secret"))
+    monkeypatch.delenv("ATTN_DB", raising=False)
+    for number in range(1, 6):
+        notebook_of(tmp_path / "class", number).parent.mkdir(parents=True)
+        notebook_of(tmp_path / "class", number).write_text("no notebook")
+    return tmp_path / "class"
+
+
+def notebook_of(folder: Path, number: int) -> Path:
+    return folder / f"s{number:03}" / "additive" / "exercises.ipynb"
+
+
+def scores_in(root: Path) -> dict[str, float]:
+    with Gradebook(database_url(root), COURSE_ID) as book:
+        return {each.student.id: each.score for assignment in book.assignments for each in assignment.submissions}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_cannot_be_read_any_more_is_ungraded_and_what_is_too_large_is_graded_zero(inbox, tmp_path):
+    root = tmp_path / "course"
+    with notebook_of(inbox, 5).open("wb") as large:
+        large.truncate(MAX_BYTES + 2**20)
+
+    def spoil(step: Step) -> None:
+        if step.done == 1:  # one is done, another in the works, and the rest was found and is not read
+            notebook_of(inbox, 3).unlink()
+            notebook_of(inbox, 4).unlink()
+            notebook_of(inbox, 4).mkdir()
+
+    run = grade([inbox], root=root, workers=1, progress=spoil)
+    assert run.problems == []
+    assert [result.outcome for result in run.results] == [
+        *("invalid_notebook", "invalid_notebook", "infrastructure", "infrastructure", "invalid_notebook")
+    ]
+    assert "more than 40 MiB" in run.results[4].message
+    assert [result.student for result in run.ungraded] == ["s003", "s004"]
+    for result in run.ungraded:
+        assert f"{result.student}/additive/exercises.ipynb: " in result.message
+        assert not (root / "submitted" / result.student).exists()
+    assert "No such file" in run.ungraded[0].message
+    assert "Is a directory" in run.ungraded[1].message
+    assert scores_in(root) == {"s001": 0, "s002": 0, "s005": 0}
+
+    notebook_of(inbox, 4).rmdir()
+    for number in (3, 4):
+        notebook_of(inbox, number).write_text("no notebook")
+    run = grade([inbox], root=root, workers=1)
+    assert (run.judged, run.reused, len(run.ungraded)) == (2, 3, 0)
+    assert scores_in(root) == {f"s{number:03}": 0 for number in range(1, 6)}
+
+    def take_away(step: Step) -> None:
+        if step.done == 1:  # nothing has changed, so the next is read only now
+            notebook_of(inbox, 3).rename(inbox / "away")
+        elif step.done == 4:  # all others are done
+            (inbox / "away").rename(notebook_of(inbox, 3))
+
+    run = grade([inbox], root=root, workers=1, progress=take_away)
+    assert (run.judged, run.reused, len(run.ungraded)) == (1, 4, 0)
+
+
+def worker_of(folder: Path, tries: Path) -> Path:
+    """A copy of the course for a worker that writes down each try, and breaks down as often as `tries` says."""
+    folder.mkdir()
+    copy_of_the_course(folder)
+    module = folder / "autograder/grading/worker.py"  # what it does is no part of what a grade rests on
+    given = "    _load(slug)\n"
+    broken = f"""    with open({str(tries)!r}, "r+") as tries:
+        faults = int(tries.readline())
+        tries.seek(0, 2)
+        tries.write("tried\\n")
+        tries.seek(0)
+        tries.write(str(max(faults - 1, 0)))
+    if faults:
+        raise OSError("this worker has a cold")
+"""
+    assert module.read_text().count(given) == 1
+    module.write_text(module.read_text().replace(given, broken + given))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_that_fail_or_are_of_another_course_or_are_gone(inbox, tmp_path, monkeypatch):
+    """A Dask cluster whose one worker breaks down, then one that has another suite than we, then none."""
+    for number in range(2, 6):
+        notebook_of(inbox, number).unlink()
+    tries = tmp_path / "tries"
+
+    def graded(faults: int, root: str) -> tuple[SubmissionResult, int]:
+        tries.write_text(f"{faults}\n")
+        (result,) = grade([inbox], root=tmp_path / root, scheduler=cluster.address).results
+        return result, tries.read_text().count("tried")
+
+    monkeypatch.setenv("PYTHONPATH", str(worker_of(tmp_path / "sick", tries)))
+    with dask_cluster(tmp_path / "dask", 1) as cluster:
+        result, tried = graded(TRIES, "once")
+        assert (result.status, result.outcome, tried) == ("ungraded", "infrastructure", TRIES)
+        assert "a worker was lost: OSError: this worker has a cold" in result.message
+        result, tried = graded(TRIES - 1, "once")  # the last try succeeds
+        assert (result.status, result.outcome, tried) == ("graded", "invalid_notebook", TRIES)
+
+        suite = worker_of(tmp_path / "other", tries) / SUITE
+        suite.write_text(suite.read_text().replace("MIB = 2**20\n", "MIB = 2**10\n"))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+        cluster.workers[0].kill()
+        cluster.workers[0].wait()
+        cluster.add_worker()
+        cluster.wait_for_workers(1)
+        result, tried = graded(0, "twice")
+        assert (result.status, result.outcome, tried) == ("ungraded", "infrastructure", TRIES)
+        assert "the worker's course differs from this one (exercises)" in result.message
+        assert scores_in(tmp_path / "twice") == {}
+
+        cluster.workers[1].kill()
+        cluster.workers[1].wait()
+        monkeypatch.setattr(run_module, "DESERTED_SECONDS", 2)
+        monkeypatch.setattr(run_module, "LANDING_SECONDS", 0.1)
+        with pytest.raises(ClusterError, match="has no worker; start some, then run this again: nothing is lost"):
+            graded(0, "never")

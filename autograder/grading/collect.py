@@ -9,7 +9,8 @@ What it accepts, at any depth, inside the course or outside:
 - all of these in a zip, as downloaded or unpacked.
 
 Nothing found here is trusted. Names are cleaned, links are not followed, sizes are capped before anything is
-read, and whatever cannot be used becomes a ``Problem`` that says which file, why, and what to do about it.
+read, and whatever cannot be used becomes a ``Problem`` that says which file, why, and what to do about it. So does
+a folder in which a student left files, but no notebook.
 
 Errors::
 
@@ -38,10 +39,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from autograder import CourseError
-from autograder.grading.intake import bounded
+from autograder.grading.intake import MAX_BYTES, bounded
 
-NOTEBOOK_BYTES = 40 * 2**20
-"""A notebook above this is refused; with figures in it one rarely passes 2 MiB."""
+READ_BYTES = MAX_BYTES + 1
+"""So much of a notebook is read: the byte too many makes intake refuse it, however large it is."""
 ARCHIVE_BYTES = 8 * 2**30
 ARCHIVE_ENTRIES = 50_000
 RATIO = 200
@@ -50,6 +51,9 @@ FOLDER_DEPTH = 24
 TIMESTAMP_BYTES = 200
 
 Kind: TypeAlias = Literal["unreadable", "unsafe", "unknown", "duplicate", "time", "empty"]
+
+_Parts: TypeAlias = tuple[str, ...]
+"""The names on the way from a place to a file or folder in it."""
 
 _CANVAS = re.compile(r"(?P<name>[^_]+)(?P<late>_LATE)?_(?P<id>\d{1,18})_\d{1,18}_(?P<file>.+)", re.IGNORECASE)
 _MOODLE = re.compile(r"(?P<name>.+)_(?P<id>\d{1,18})_assignsubmission_(?:file|onlinetext)_?(?P<file>.*)")
@@ -61,7 +65,21 @@ _GENERIC_STEM = re.compile(
 
 _NBGRADER_STEPS = frozenset({"source", "source_with_tests", "release", "autograded", "feedback", "solution"})
 _NEVER_A_STUDENT = _NBGRADER_STEPS | {"submitted", "chapters", "course"}
-_COURSE_SOURCES = frozenset({"chapters", "solutions", "_build", "examples", "tests", "results", "report"})
+_COURSE_SOURCES = frozenset(
+    {
+        "autograder",
+        "benchmarks",
+        "chapters",
+        "examples",
+        "ext",
+        "report",
+        "results",
+        "solutions",
+        "tests",
+        "web",
+        "_build",
+    }
+)
 _READ_ERRORS = (
     OSError,
     zipfile.BadZipFile,
@@ -126,14 +144,14 @@ class Submission:
         return _shown(self.path) if self.member is None else f"{_shown(self.path)} › {_printable(self.member)}"
 
     def read(self) -> bytes:
-        """The notebook's bytes.
+        """The notebook's bytes; of one that is too large, as many as it takes to be refused for it.
 
         Raises:
-            CollectError: it cannot be read any more, or is larger than allowed.
+            CollectError: it cannot be read.
         """
         if self.archive is not None and self.member is not None:
             return self.archive.read(self.member)
-        return _read_file(self.path, NOTEBOOK_BYTES)
+        return _read_file(self.path, READ_BYTES)
 
 
 @dataclass
@@ -264,19 +282,17 @@ class Archive:
         return infos
 
     def read(self, member: str) -> bytes:
-        """The bytes of one entry.
+        """The bytes of one entry, at most ``READ_BYTES``.
 
         Raises:
-            CollectError: the entry is damaged, or larger than allowed.
+            CollectError: the entry is damaged.
         """
         try:
             with self._file().open(member) as entry:
-                data = entry.read(NOTEBOOK_BYTES + 1)
+                return entry.read(READ_BYTES)
         except (*_READ_ERRORS, KeyError) as error:
-            raise CollectError(f"{_shown(self.path)} › {_printable(member)}: is damaged ({_because(error)})") from error
-        if len(data) > NOTEBOOK_BYTES:
-            raise CollectError(f"{_shown(self.path)} › {_printable(member)}: {_too_large(len(data))}")
-        return data
+            place = f"{_shown(self.path)} › {_printable(member)}"
+            raise CollectError(f"{place}: is damaged ({_because(error)}); download it again") from error
 
     def close(self) -> None:
         """Closes the file; reading opens it again."""
@@ -315,8 +331,6 @@ def _entry_trouble(info: zipfile.ZipInfo) -> str | None:
         return "is a symbolic link, not a notebook; ask the student for the file itself"
     if info.flag_bits & 0x1:
         return "is encrypted; unpack the zip with its password and give the folder"
-    if info.file_size > NOTEBOOK_BYTES:
-        return _too_large(info.file_size)
     if info.file_size > 2**20 and info.file_size > RATIO * max(info.compress_size, 1):
         times = info.file_size // max(info.compress_size, 1)
         return f"would grow {times} times when unpacked, which no notebook does; ask where this zip comes from"
@@ -345,7 +359,7 @@ class _Found:
     def read(self) -> bytes:
         if self.archive is not None and self.member is not None:
             return self.archive.read(self.member)
-        return _read_file(self.path, NOTEBOOK_BYTES)
+        return _read_file(self.path, READ_BYTES)
 
 
 def find_submissions(
@@ -376,7 +390,7 @@ def find_submissions(
     seen: set[tuple[Path, str | None]] = set()
     rules = _Rules(assignment, frozenset(known), roster or Roster(), file_times)
     for path in paths:
-        for found in _find(Path(path), known, out):
+        for found in _find(Path(path), rules, out):
             key = (found.path, found.member)
             if key in seen:  # two of the paths given overlap
                 continue
@@ -395,7 +409,7 @@ def known_assignments(root: Path) -> list[str]:
     return sorted(chapters | sources)
 
 
-def _find(path: Path, known: Collection[str], out: Collected) -> Iterator[_Found]:
+def _find(path: Path, rules: _Rules, out: Collected) -> Iterator[_Found]:
     """The notebooks in one of the places given, in the order of their names."""
     shown = _shown(path)
     try:
@@ -407,13 +421,13 @@ def _find(path: Path, known: Collection[str], out: Collected) -> Iterator[_Found
     before = len(out.problems)
     count = 0
     if stat.S_ISDIR(mode):
-        found = _walk(place, 0, known, out)
+        found = _search(place, rules, out)
     elif not stat.S_ISREG(mode):
         reason = "is neither a file nor a folder; give a notebook, a folder or a zip"
         out.problems.append(Problem(shown, reason, "unsafe"))
         return
     elif _is_zip(place):
-        found = _unzip(place, known, out)
+        found = _unzip(place, rules, out)
     elif _is_notebook(place.name):
         found = iter([_Found(place.parts, None, place, _file_time(place))])
     else:
@@ -427,37 +441,55 @@ def _find(path: Path, known: Collection[str], out: Collected) -> Iterator[_Found
         out.problems.append(Problem(shown, reason, "empty"))
 
 
-def _walk(folder: Path, depth: int, known: Collection[str], out: Collected) -> Iterator[_Found]:
+def _search(root: Path, rules: _Rules, out: Collected) -> Iterator[_Found]:
+    """The notebooks in and below a folder, and a word on whoever left other files alone."""
+    given = _Given(rules)
+    yield from _walk(root, (), given, out)
+    out.problems += given.without_a_notebook(f"{_shown(root)}/")
+
+
+def _walk(folder: Path, inside: _Parts, given: _Given, out: Collected) -> Iterator[_Found]:
     """Depth first, by name; links are named and left alone, so there is no way round in circles."""
-    if depth > FOLDER_DEPTH:
+    if len(inside) > FOLDER_DEPTH:
         reason = f"lies more than {FOLDER_DEPTH} folders deep; give a folder nearer to it"
+        given.named(inside)
         out.problems.append(Problem(_shown(folder), reason))
         return
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
+        given.named(inside)
         out.problems.append(Problem(_shown(folder), f"cannot be listed ({_because(error)}); check its permissions"))
         return
     left_out = _not_submissions({entry.name for entry in entries})
     for entry in entries:
-        place = Path(entry.path)
-        if entry.name.startswith(".") or entry.name in left_out:
+        place, parts = Path(entry.path), (*inside, entry.name)
+        if entry.name in left_out:
             continue
-        if entry.is_symlink():
+        if entry.name.startswith("."):
+            given.other(parts)
+        elif entry.is_symlink():
             if _is_notebook(entry.name) or _leads_to_folder(place):
                 reason = "is a symbolic link and was not followed; give the place it points to"
+                given.named(parts)
                 out.problems.append(Problem(_shown(place), reason, "unsafe"))
+            else:
+                given.other(parts)
         elif entry.is_dir():
-            yield from _walk(place, depth + 1, known, out)
+            yield from _walk(place, parts, given, out)
         elif _is_notebook(entry.name):
-            yield _Found(place.parts, depth, place, _file_time(place))
-        elif entry.name.lower().endswith(".zip"):
-            if depth == 0:
-                yield from _unzip(place, known, out)
+            given.notebook(parts)
+            yield _Found(place.parts, len(inside), place, _file_time(place))
+        elif _is_zip(place):
+            given.named(parts)
+            if not inside:
+                yield from _unzip(place, given.rules, out)
             else:
                 reason = "is a zip among submissions; unpack it there, or give it by itself"
                 out.problems.append(Problem(_shown(place), reason))
+        else:
+            given.other(parts)
 
 
 def _not_submissions(names: set[str]) -> frozenset[str]:
@@ -470,7 +502,7 @@ def _not_submissions(names: set[str]) -> frozenset[str]:
     return own
 
 
-def _unzip(path: Path, known: Collection[str], out: Collected) -> Iterator[_Found]:
+def _unzip(path: Path, rules: _Rules, out: Collected) -> Iterator[_Found]:
     """The notebooks of a zip; nothing is written to disk."""
     archive = Archive(path)
     out.archives.append(archive)
@@ -480,43 +512,109 @@ def _unzip(path: Path, known: Collection[str], out: Collected) -> Iterator[_Foun
         out.problems.append(Problem(_shown(path), str(error)))
         return
     notebooks = []
-    others: dict[str, str] = {}
+    given = _Given(rules)
     for info in infos:
         parts = _components(info.filename)
-        if parts and (parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts)) and ".." not in parts:
+        if not parts or parts[0] == "__MACOSX":
             continue
-        if not _is_notebook(info.filename):
-            owner = _owner(parts)
-            if owner:
-                others.setdefault(owner, info.filename)
+        hidden = next((depth for depth, part in enumerate(parts, 1) if part.startswith(".")), None)
+        if (hidden is not None and ".." not in parts) or not _is_notebook(info.filename):
+            given.other(parts[:hidden])
             continue
         trouble = _entry_trouble(info)
         if trouble:
+            given.named(parts)
             out.problems.append(Problem(f"{_shown(path)} › {_printable(info.filename)}", trouble, "unsafe"))
         else:
+            given.notebook(parts)
             notebooks.append((parts, info))
-    _say_who_sent_no_notebook(path, others, {_owner(parts) for parts, _ in notebooks}, out)
-    top = _common_folders([parts for parts, _ in notebooks], known)
+    out.problems += given.without_a_notebook(f"{_shown(path)} › ")
+    if not given.served and not given.others:
+        out.problems.append(Problem(_shown(path), "is a zip with nothing in it; download it again", "empty"))
+    top = _common_folders([parts for parts, _ in notebooks], rules.known)
     for parts, info in sorted(notebooks, key=lambda pair: pair[1].filename):
         depth = len(parts) - 1 - top
         yield _Found((path.stem, *parts), depth, path, _zip_time(info), archive, info.filename)
 
 
-def _say_who_sent_no_notebook(path: Path, others: dict[str, str], served: set[str | None], out: Collected) -> None:
-    for owner, example in sorted(others.items()):
-        if owner not in served:
-            reason = "is not a notebook, and this student handed in no other file; ask for the .ipynb"
-            out.problems.append(Problem(f"{_shown(path)} › {_printable(example)}", reason, "empty"))
+@dataclass
+class _Given:
+    """What lies in one place beside its notebooks, so that in the end whoever gave no notebook can be named.
+
+    A file that is no notebook belongs to an owner: the student whose number an LMS put into its name, the notebook
+    that it is under another ending (``exercises.ipynb.txt``), or else the folder that it lies in.
+    """
+
+    rules: _Rules
+    others: dict[_Parts, list[_Parts]] = field(default_factory=dict)
+    served: set[_Parts] = field(default_factory=set)
+    """Owners that gave a notebook, or that a problem names; folders also where it lies further down."""
+    whole: set[_Parts] = field(default_factory=set)
+    """Folders that are one submission: what else lies in them, a figure say, is the student's own affair."""
+
+    def notebook(self, parts: _Parts) -> None:
+        """Note a notebook."""
+        self.named(parts)
+        folder, stem = parts[:-1], _stem(parts)
+        self.served.add((*folder, stem))
+        if folder and _is_generic(stem, self.rules.known):
+            self.whole.add(folder)
+
+    def named(self, parts: _Parts) -> None:
+        """Note something of which a problem is told anyway."""
+        self.served.update((_owner(parts), *(parts[:depth] for depth in range(len(parts)))))
+
+    def other(self, parts: _Parts) -> None:
+        """Note a file that is no notebook, or a folder that nobody looks into."""
+        self.others.setdefault(_owner(parts), []).append(parts)
+
+    def without_a_notebook(self, before: str) -> Iterator[Problem]:
+        """A problem for each owner without a notebook; ``before`` is how people know the place."""
+        for owner, files in self.others.items():
+            folder = files[0][:-1]
+            at = next((depth for depth, part in reversed([*enumerate(folder)]) if part in self.rules.known), None)
+            slug = None if at is None else folder[at]
+            if owner in self.served or self._beside_a_notebook(folder):
+                continue
+            if slug is not None and self.rules.assignment not in (None, slug):
+                continue
+            remedy = "ask for the .ipynb, and where only the name is wrong, rename it to exercises.ipynb"
+            if owner == folder:
+                names = ", ".join(parts[-1] for parts in files[:3]) + (", …" if len(files) > 3 else "")
+                place, reason = folder, f"holds no notebook, only {_printable(names)}; {remedy}"
+            else:
+                place, reason = files[0], f"is not a notebook, and this student handed in no other file; {remedy}"
+            student = student_id(folder[at - 1]) if at else None
+            yield Problem(_printable((before + "/".join(place)).rstrip("/ ›")), reason, "empty", student, slug)
+
+    def _beside_a_notebook(self, folder: _Parts) -> bool:
+        """Whether a folder lies in one that is a submission, and does not itself lead to another assignment."""
+        return any(
+            folder[:depth] in self.whole and not any(part in self.rules.known for part in folder[depth:])
+            for depth in range(1, len(folder) + 1)
+        )
 
 
-def _owner(parts: tuple[str, ...]) -> str | None:
-    """Whose entry this is in an LMS zip, by the LMS's own number."""
-    for part in parts:
-        match = _MOODLE.fullmatch(part)
-        if match:
-            return f"moodle {match['id']}"
-    match = _CANVAS.fullmatch(parts[-1]) if parts else None
-    return f"canvas {match['id']}" if match else None
+def _owner(parts: _Parts) -> _Parts:
+    """Whose a file is: written as if each student and each notebook had a folder."""
+    for depth, part in enumerate(parts):
+        if match := _MOODLE.fullmatch(part):
+            return *parts[:depth], f"moodle {match['id']}"
+    *folder, name = parts or ("",)
+    if match := _CANVAS.fullmatch(name):
+        return *folder, f"canvas {match['id']}"
+    stem, misnamed, _ = name.partition(".ipynb.")
+    return (*folder, stem) if misnamed and stem else tuple(folder)
+
+
+def _stem(parts: _Parts) -> str:
+    """A notebook's name without its ending."""
+    return parts[-1][: -len(".ipynb")]
+
+
+def _is_generic(stem: str, known: Collection[str]) -> bool:
+    """Whether a notebook's name says nothing of its student."""
+    return _GENERIC_STEM.fullmatch(stem) is not None or stem in known
 
 
 def _components(name: str) -> tuple[str, ...]:
@@ -578,8 +676,6 @@ def _place(found: _Found, rules: _Rules, out: Collected, chosen: _Chosen) -> Non
     try:
         identity = _identify(found, rules)
         slug = identity.slug or _slug_within(found, rules)
-        if found.archive is not None and identity.slug is not None:
-            found.read()  # a damaged entry is better known now than in the middle of a run
     except _Unclear as reason:
         out.problems.append(Problem(found.place, str(reason), "unknown"))
         return
@@ -627,7 +723,7 @@ def _keep_newest(submission: Submission, rank: _Rank, out: Collected, chosen: _C
 
 def _identify(found: _Found, rules: _Rules) -> _Identity:
     """Whose notebook this is, from the names on the way to it."""
-    stem = found.parts[-1][: -len(".ipynb")]
+    stem = _stem(found.parts)
     folders = found.parts[:-1]
     parent = folders[-1] if folders else ""
     named = parent if parent in rules.known else None
@@ -640,7 +736,7 @@ def _identify(found: _Found, rules: _Rules) -> _Identity:
         return _from_lms("canvas", match, rules, _nearest_slug(folders, rules))
     if len(folders) >= 3 and folders[-3] == "submitted":
         return _from_layout(folders[-2], parent, rules)
-    generic = _GENERIC_STEM.fullmatch(stem) is not None or stem in rules.known
+    generic = _is_generic(stem, rules.known)
     if named and generic:
         if len(folders) < 2:
             raise _Unclear(f"lies in {parent!r} with no student's folder above; expected <student>/{parent}/…")
@@ -714,7 +810,12 @@ def student_id(raw: str) -> str:
 
 def _slug_within(found: _Found, rules: _Rules) -> str:
     """The assignment that the notebook's own cells name, or the one asked for."""
-    counts = _slugs_of_cells(found.read(), rules.known)
+    try:
+        counts = _slugs_of_cells(found.read(), rules.known)
+    except CollectError:
+        if rules.assignment is None:
+            raise
+        counts = {}
     best = sorted(counts, key=lambda slug: (-counts[slug], slug))
     if len(best) > 1 and counts[best[0]] == counts[best[1]]:
         both = f"{best[0]!r} and {best[1]!r}"
@@ -827,12 +928,9 @@ def _read_file(path: Path, limit: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise CollectError(f"{_shown(path)}: is no regular file; ask for the notebook itself")
-            if status.st_size > limit:
-                raise CollectError(f"{_shown(path)}: {_too_large(status.st_size)}")
-            return stream.read(limit + 1)[:limit]
+            return stream.read(limit)
     except (OSError, ValueError) as error:
         raise CollectError(f"{_shown(path)}: cannot be read ({_because(error)}); check its permissions") from error
 
@@ -850,10 +948,6 @@ def _leads_to_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
-
-
-def _too_large(size: int) -> str:
-    return f"is {size:,} bytes, more than {NOTEBOOK_BYTES:,}; clear its outputs and hand it in again"
 
 
 def _because(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-MAX_BYTES = 40 * 2**20
+MAX_BYTES = 40 * 2**20  # with figures in it, a notebook rarely passes 2 MiB
 MAX_CELLS = 2_000
 MAX_CODE = 2**20  # as a syntax tree it takes a hundred times as much
 MAX_PIECES = 2**20  # three bytes of "{}," take seventy in memory; a notebook of many megabytes has some thousand
@@ -74,7 +74,9 @@ def parse_notebook(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise InvalidNotebook("the file is empty")
     if len(data) > MAX_BYTES:
-        raise InvalidNotebook(f"the file has {len(data) / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} are read")
+        raise InvalidNotebook(
+            f"the file has more than {MAX_BYTES // 2**20} MiB; clear its outputs, and hand it in again"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

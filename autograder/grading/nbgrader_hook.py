@@ -6,18 +6,27 @@ gradebook); the grade comes from the same judge as ``attn grade``, on the same b
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from nbconvert.exporters import NotebookExporter
 from nbformat import NotebookNode
 from nbgrader.api import Gradebook
+from nbgrader.converters.base import NbGraderException
 from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.preprocessors import SaveAutoGrades as NbGraderSaveAutoGrades
 from traitlets import Unicode
 from traitlets.utils.importstring import import_item
 
-from autograder.grading.record import NOTEBOOK, released_assignment, write_feedback, write_result
+from autograder.grading.record import (
+    NOTEBOOK,
+    RecordError,
+    one_writer,
+    released_assignment,
+    write_feedback,
+    write_result,
+)
 from autograder.grading.result import SubmissionResult
 from autograder.reporting.feedback import exercise_comment, inert
 from autograder.reporting.graded import Unreadable, annotate, readable, restore
@@ -30,9 +39,48 @@ class UngradedError(Exception):
 
 
 class AnyNotebookExporter(NotebookExporter):
-    """Reads whatever was handed in: a file that is no notebook stands as the exercises as released."""
+    """Reads whatever was handed in: a file that is no notebook stands as the exercises as released.
+
+    While a notebook is converted, which is also when its grades are saved, nobody else writes to the gradebook.
+    """
 
     parent: Any
+
+    def __init__(self, **kw: Any) -> None:
+        """Made once for each run of nbgrader, before it writes anything.
+
+        Args:
+            **kw: nbconvert's.
+
+        Raises:
+            NbGraderException: somebody else writes grades.
+        """
+        super().__init__(**kw)  # type: ignore[no-untyped-call]
+        try:
+            with self._one_writer():
+                pass
+        except RecordError as error:
+            self.log.error("%s", error)
+            raise NbGraderException(str(error)) from error
+
+    def _one_writer(self) -> AbstractContextManager[None]:
+        course = self.parent.coursedir
+        return one_writer(Path(course.root), course.db_url)
+
+    def from_filename(self, filename: str, resources: Any = None, **kw: Any) -> tuple[Any, Any]:
+        """Converts one notebook.
+
+        Args:
+            filename: where it lies.
+            resources: nbgrader's: whose it is, and which assignment.
+            **kw: passed on.
+
+        Raises:
+            RecordError: somebody else has begun to write grades.
+        """
+        with self._one_writer():
+            converted: tuple[Any, Any] = super().from_filename(filename, resources, **kw)
+        return converted
 
     def from_file(self, file_stream: Any, resources: Any = None, **kw: Any) -> tuple[Any, Any]:
         """Repairs the notebook before nbgrader looks at it.

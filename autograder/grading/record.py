@@ -21,13 +21,12 @@ Errors::
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from autograder import CourseError
 from autograder.grading.collect import Problem, Roster
+from autograder.grading.lock import TakenError, file_lock, gradebook_lock
 from autograder.grading.result import SubmissionResult
 from autograder.reporting.feedback import exercise_comment, feedback_page, inert
 from autograder.reporting.graded import (
@@ -63,6 +63,7 @@ __all__ = [
     "Recorder",
     "annotate",
     "database_url",
+    "one_writer",
     "open_gradebook",
     "read_problems",
     "read_result",
@@ -210,8 +211,38 @@ def database_url(course: Path, db: str | None = None) -> str:
     return db or os.environ.get(DATABASE_VARIABLE) or f"sqlite:///{(course / 'gradebook.db').resolve()}"
 
 
+@contextmanager
+def one_writer(course: Path, url: str) -> Iterator[None]:
+    """Keep other processes from writing to a course and to its gradebook meanwhile.
+
+    Args:
+        course: the course's folder.
+        url: URL of the gradebook.
+
+    Raises:
+        RecordError: somebody writes there, or the lock cannot be had; the message says where, and what to do.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    wait = "wait until it has finished, then run this again"
+    with ExitStack() as locks:
+        with writing(course):
+            course.mkdir(parents=True, exist_ok=True)
+            try:
+                locks.enter_context(file_lock(course / ".lock"))
+            except TakenError as error:
+                raise RecordError(f"another run is writing to {course.name}/", wait) from error
+        try:
+            locks.enter_context(gradebook_lock(url))
+        except TakenError as error:
+            raise GradebookError(f"another program is writing grades to {_database(url)}", wait) from error
+        except (SQLAlchemyError, OSError, ImportError) as error:
+            raise _gradebook_error(error, url) from error
+        yield
+
+
 class Recorder:
-    """Writes results, one after the other; only one per course may be open.
+    """Writes results, one after the other; only one per course, and only one per gradebook, may be open.
 
     Use it as a context manager::
 
@@ -236,18 +267,10 @@ class Recorder:
         self._gradebook: Gradebook | None = None
         self._assignments: dict[str, Released] = {}
         self._late: Any = None
-        self._lock: int | None = None
+        self._locks = ExitStack()
 
     def __enter__(self) -> Self:
-        with writing(self.course):
-            self.course.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.course / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            message = f"another run is writing to {self.course.name}/"
-            raise RecordError(message, "wait until it has finished, then run this again") from error
+        self._locks.enter_context(one_writer(self.course, self.url))
         _sweep(self.course / ".tmp")
         return self
 
@@ -259,9 +282,7 @@ class Recorder:
         if self._gradebook is not None:
             self._gradebook.close()
             self._gradebook = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._locks.close()
 
     def prepare(self, slug: str) -> Released:
         """Makes sure that the gradebook knows the assignment with all of its cells, as its source notebook has them.
@@ -752,14 +773,6 @@ def _make_tables(url: str) -> None:
 
 def _gradebook_error(error: Exception, url: str) -> RecordError:
     """Which database said what, and what to do."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        address = make_url(url)
-        name = address.database if address.drivername == "sqlite" else address.render_as_string()  # hides a password
-    except ArgumentError:
-        name = "of this URL"
     text = " ".join(str(getattr(error, "orig", None) or error).split())
     causes = {
         "locked": "close formgrader and other nbgrader programs, then run this again: nothing is lost",
@@ -768,12 +781,27 @@ def _gradebook_error(error: Exception, url: str) -> RecordError:
         "no such column": "it was made by an older nbgrader: back it up, then run: nbgrader db upgrade",
         "not a database": "the file is something else: move it away, or name another with --db",
         "unable to open": "check that its folder exists and is writable",
+        "[errno 2]": "check that its folder exists and is writable",
+        "[errno 13]": "check that its folder exists and is writable",
+        "no space left": "free some space on the disk, then run this again: nothing is lost",
         "connection": "check that the database server runs and that --db or ATTN_DB names it",
     }
     remedy = next((words for sign, words in causes.items() if sign in text.lower()), "see the message above")
     if isinstance(error, ModuleNotFoundError):
         remedy = "install the driver that the URL asks for"
-    return GradebookError(f"the gradebook {name} refused ({text[:300]})", remedy)
+    return GradebookError(f"the gradebook {_database(url)} refused ({text[:300]})", remedy)
+
+
+def _database(url: str) -> str:
+    """What to call a gradebook, without its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return "of this URL"
+    return (address.database or url) if address.drivername == "sqlite" else address.render_as_string()
 
 
 # -------------------------------------------------------------------------------------------------------- files

@@ -36,6 +36,7 @@ from autograder.grading.record import (
     read_result,
     result_path,
     write_problems,
+    write_result,
     write_source,
     writing,
 )
@@ -193,12 +194,14 @@ def grade(
                 for slug in known:
                     write_source(folder, slug, (course.SOURCE / slug / "exercises.ipynb").read_bytes())
             # Closed at once when a grade cannot be written, and not when Python gets around to it.
-            with closing(_judged(collected, run.problems, folder, workers, scheduler, force)) as arriving:
+            with closing(_judged(collected, folder, workers, scheduler, force)) as arriving:
                 for judged in arriving:
                     submission, before = judged.submission, _previous(folder, judged.submission)
                     # Graded again from `course/submitted`, it still came from where it came from.
                     result = replace(judged.result, upload=submission.upload or (before.upload if before else ""))
-                    if judged.fresh or not recorder.is_recorded(result, submission.timestamp):
+                    if judged.data is None:
+                        write_result(folder, result)  # there is nothing to copy, and what was copied before stays
+                    elif judged.fresh or not recorder.is_recorded(result, submission.timestamp):
                         recorder.record(result, judged.data, submission.timestamp)
                     run.judged += judged.fresh
                     run.reused += not judged.fresh
@@ -243,10 +246,10 @@ def _change(before: SubmissionResult, after: SubmissionResult) -> Change | None:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A result and where it is from; ``exercises`` of it were judged just now."""
+    """A result and where it is from, without its bytes if they cannot be read; ``exercises`` were judged just now."""
 
     submission: Submission
-    data: bytes
+    data: bytes | None
     result: SubmissionResult
     exercises: int = 0
     fresh: bool = True
@@ -262,7 +265,7 @@ class _Job:
 
 
 def _judged(
-    collected: Collected, problems: list[Problem], folder: Path, workers: int, scheduler: str | None, force: bool
+    collected: Collected, folder: Path, workers: int, scheduler: str | None, force: bool
 ) -> Generator[_Judged, None, None]:
     """Results as they come, in any order."""
     secret = course_secret()
@@ -270,8 +273,8 @@ def _judged(
     for submission in collected.submissions:
         try:
             data = submission.read()
-        except CollectError as error:
-            problems.append(_unreadable(submission, error))
+        except CollectError:
+            todo.append(_Job(submission))  # perhaps it can be read then
             continue
         previous = None if force else _previous(folder, submission)
         if previous is None:
@@ -285,17 +288,10 @@ def _judged(
             todo.append(_Job(submission, frozenset(exercise.id for exercise in known)))
     if todo:
         with _executors(workers, scheduler) as crew:
-            yield from _run_jobs(todo, crew, folder, secret, problems)
+            yield from _run_jobs(todo, crew, folder, secret)
 
 
-def _unreadable(submission: Submission, error: CollectError) -> Problem:
-    """A submission that vanished, or changed, since it was found."""
-    return Problem(submission.place, str(error), student=submission.student, slug=submission.slug)
-
-
-def _run_jobs(
-    todo: Sequence[_Job], crew: _Crew, folder: Path, secret: bytes, problems: list[Problem]
-) -> Iterator[_Judged]:
+def _run_jobs(todo: Sequence[_Job], crew: _Crew, folder: Path, secret: bytes) -> Iterator[_Judged]:
     """Keep a few jobs in flight, so that memory does not grow with the class."""
     executor = crew.start()
     queue = list(reversed(todo))
@@ -305,8 +301,8 @@ def _run_jobs(
             job = queue.pop()
             try:
                 data = job.submission.read()
-            except CollectError as error:
-                problems.append(_unreadable(job.submission, error))
+            except CollectError as error:  # a fault of the disk or the download, and perhaps none of the student's
+                yield _Judged(job.submission, None, _lost(job.submission, None, str(error)))
                 continue
             try:
                 flying[_submit(executor, job, data, folder, secret)] = job, data
@@ -371,9 +367,9 @@ def _of_this_course(result: SubmissionResult, submission: Submission, data: byte
     return _lost(submission, data, f"the worker's course differs from this one ({', '.join(parts)}); {remedy}")
 
 
-def _lost(submission: Submission, data: bytes, message: str) -> SubmissionResult:
+def _lost(submission: Submission, data: bytes | None, message: str) -> SubmissionResult:
     total = course.sheet(submission.slug).points
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = "" if data is None else hashlib.sha256(data).hexdigest()
     return SubmissionResult(
         submission.slug, submission.student, sha256, "", "ungraded", "infrastructure", 0.0, total, 0.0, message=message
     )
@@ -445,8 +441,8 @@ def _cluster(address: str) -> Iterator[_Crew]:
             raise ClusterError(f"the Dask scheduler at {address} has no worker; start some, {again}")
 
     threads = sum(client.ncores().values())  # type: ignore[no-untyped-call]
-    # It outlives its workers: there is nothing to start again.
-    executor = client.get_executor()  # type: ignore[no-untyped-call]
+    # It outlives its workers: there is nothing to start again. What is "pure" would keep its outcome when tried again.
+    executor = client.get_executor(pure=False)  # type: ignore[no-untyped-call]
     crew = _Crew(lambda: executor, 2 * max(threads, 1), check)
     try:
         yield crew

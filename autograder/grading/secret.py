@@ -9,9 +9,17 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from autograder import course
+from autograder import CourseError, course
+
+BYTES = 32
+
+
+class SecretError(CourseError):
+    """There is no course secret that can be used; the message names the file, and what to do."""
 
 
 def secret_path() -> Path:
@@ -20,20 +28,45 @@ def secret_path() -> Path:
 
 
 def course_secret() -> bytes:
-    """The secret, made on first use (32 random bytes, readable by its owner alone)."""
+    """The secret, made on first use (32 random bytes, readable by its owner alone).
+
+    Raises:
+        SecretError: the file is not a whole secret, or can be neither read nor made.
+    """
     path = secret_path()
     try:
-        return bytes.fromhex(path.read_text(encoding="ascii"))
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = secrets.token_hex(32)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return bytes.fromhex(path.read_text(encoding="ascii"))
+        if not os.path.lexists(path):
+            _make(path)
+        secret = bytes.fromhex(path.read_text(encoding="ascii"))
+    except OSError as error:
+        remedy = "free some space there or name another place with ATTN_SECRET_FILE, then run this again"
+        raise SecretError(f"{path}: the course secret cannot be read or made ({error.strerror}); {remedy}") from error
+    except ValueError:
+        secret = b""
+    if len(secret) != BYTES:
+        remedy = "put back your copy; if there is none, delete the file, and the next run makes a new secret"
+        raise SecretError(f"{path}: this is no whole course secret, which has {2 * BYTES} hexadecimal digits; {remedy}")
+    return secret
+
+
+def _make(path: Path) -> None:
+    """Write a new secret: it appears as a whole and on the disk, or not at all, and never in place of another's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, half = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # readable by its owner alone
+    try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text)
-        return bytes.fromhex(text)
+            file.write(secrets.token_hex(BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another run was faster, and its secret counts
+            os.link(half, path)  # a rename would replace it
+    finally:
+        os.unlink(half)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def seed_of(secret: bytes, assignment: str, student: str, test: str) -> int:
