@@ -1,5 +1,6 @@
 """The jail holds; each of its probes can fail; and nothing outlives the process that was jailed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -70,6 +71,11 @@ NO_ROOT = """
     jail._change_root = lambda readable, tmp_bytes: None
     jail._check_readable = lambda readable: None
 """
+STAYS_KEEPER = """
+from autograder.sandbox import jail
+jail._become_nobody = lambda proc: None
+jail.drop_capabilities = lambda: None
+"""
 NETWORK = ("tcp", "dns", "abstract socket")
 
 
@@ -88,11 +94,11 @@ LEFT_OUT = {
     "root": (NO_ROOT, ["course files", "system files", "writing outside tmp", "a full disk", "other processes"]),
     "filter": (
         NO_FILTER,
-        ["another program", "new namespaces", "keyrings", "debugging", "refused calls", "unknown calls"],
+        ["another program", "new namespaces", "keyrings", "debugging", "refused calls", "unknown calls", "raw socket"],
     ),
     "limits": (
         "from autograder.sandbox import jail; jail._set_limits = lambda limits, size: None",
-        ["a fork bomb", "an endless loop", "memory", "a large file"],
+        ["a fork bomb", "an endless loop", "memory", "a large file", "open files"],
     ),
     "size of tmp": (
         """
@@ -102,7 +108,21 @@ LEFT_OUT = {
         """,
         ["a full disk"],
     ),
-    "open files": (
+    "number of files in tmp": (
+        """
+        from autograder.sandbox import jail
+        mount = jail._mount
+        def without(source, target, kind, flags, options=None):
+            mount(source, target, kind, flags, options and options.replace(b",nr_inodes=4k", b""))
+        jail._mount = without
+        """,
+        ["many files"],
+    ),
+    "mounts that nobody may change": (
+        NO_FILTER + "\n" + STAYS_KEEPER,
+        ["mounting"],
+    ),
+    "files that the keeper has open": (
         "from autograder.sandbox import jail; jail._close_all_but = lambda keep: None",
         ["inherited files"],
     ),
@@ -140,16 +160,57 @@ def test_probes_fail_without_their_wall(wall, user):
     assert {name: result.held for name, result in results.items()} == dict.fromkeys(names, False), results
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root has the power to keep it")
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="NOT RUN: no door but on x86-64")
+def test_the_32_bit_door_opens_without_the_filter(user):
+    (found,) = prove(["the 32 bit door"], user, NO_FILTER).values()
+    if found.detail == "killed by SIGSEGV":
+        pytest.skip("NOT RUN: this kernel is built without the door")
+    assert (found.held, found.detail) == (False, "the kernel answered")
+
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root has the power to keep it")
+
+
+@only_root
+def test_root_outside_of_any_user_namespace_makes_devices():
+    sabotage = f"{NO_FILTER}\n{STAYS_KEEPER}\njail._enter_namespace_of_all_users = lambda: None"
+    (found,) = prove(["devices"], sabotage=sabotage).values()
+    assert (found.held, found.detail) == (False, "a device was made")
+
+
+# Each namespace by itself, and each limit by its number: one that is missing is named, and no other.
+
+SHARED = {kind: f"jail.NAMESPACES &= ~jail._NEW{kind.upper()}" for kind in ("ipc", "uts", "cgroup", "net")}
+SHARED |= {
+    "mnt": textwrap.dedent(NO_ROOT) + "jail.NAMESPACES &= ~jail._NEWNS",
+    "user": "jail._become_nobody = lambda proc: jail._prctl(jail._PR_SET_DUMPABLE, 1)",  # so that it can be looked at
+    "pid": "become = jail.become_keeper\njail.become_keeper = lambda: (become(), setattr(jail, '_NEWPID', 0))",
+}
+
+
+@pytest.mark.parametrize("kind", probes.KINDS)
+def test_a_namespace_that_is_shared_is_named(kind, user):
+    sabotage = f"from autograder.sandbox import jail\n{SHARED[kind]}"
+    (found,) = prove(["shared namespaces"], user, sabotage).values()
+    assert (found.held, found.detail) == (False, f"shared with the keeper: {kind}")
+
+
+@only_root
 def test_root_that_stays_root_is_not_held_by_the_limit_on_processes():
     sabotage = "from autograder.sandbox import jail; jail._become_nobody = lambda proc: None"
     assert not prove(["a fork bomb"], sabotage=sabotage)["a fork bomb"].held
+
+
+def test_no_probe_is_without_a_test_that_makes_it_fail():
+    elsewhere = {"the 32 bit door", "devices", "shared namespaces", *NETWORK}
+    assert {name for _, names in LEFT_OUT.values() for name in names} | elsewhere == set(probes.PROBES)
 
 
 # The cold jail: a sample of the probes for the walls that are its own
 
 COLD = ["course files", "system files", "writing outside tmp", "a full disk", "inherited files", "other processes"]
 COLD += ["a fork bomb", "an endless loop", "memory", "tcp", "capabilities", "refused calls", "environment"]
+COLD += ["shared namespaces", "open files"]
 needs_bwrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)"
 )
@@ -377,7 +438,7 @@ def test_the_keeper_is_out_of_reach_and_goes_on_after_a_crash(user):
     assert out.split() == [str(-signal.SIGSEGV)] * 2 + ["0", "1"], err
 
 
-# The filter, read rather than run
+# The filter, read rather than run. The probe "refused calls" runs it, and shares its table with the filter.
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -395,6 +456,61 @@ def test_the_filter_decides_as_its_table_says(machine):
     assert (verdict(socketpair, 1), verdict(socketpair, 2)) == (allow, refused)
     special = {435, clone, socketpair, *seccomp.refused(machine).values()}
     assert {verdict(number) for number in range(seccomp.LAST_KNOWN + 1) if number not in special} == {allow}
+
+
+# What must be refused, whatever the table says: by name, and by number on x86-64 and aarch64.
+MUST_BE_REFUSED = {
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsmount": (432, 432),
+    "mount_setattr": (442, 442),
+    "open_by_handle_at": (304, 265),
+    "mknodat": (259, 33),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "seccomp": (317, 277),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "kexec_load": (246, 104),
+    "reboot": (169, 142),
+    "sethostname": (170, 161),
+    "settimeofday": (164, 170),
+}
+
+
+@pytest.mark.parametrize("name", MUST_BE_REFUSED)
+def test_no_call_that_must_be_refused_is_missing_from_the_filter(name):
+    for machine, number in zip(("x86_64", "aarch64"), MUST_BE_REFUSED[name], strict=True):
+        data = {0: number, 4: seccomp._ARCHITECTURES[machine], 16: 0}
+        assert run_filter(seccomp.program(machine), data) == 0x00050000 | errno.EPERM
+        assert seccomp.refused(machine)[name] == number  # so that the probe makes this call in a real jail
 
 
 def run_filter(program, data):
