@@ -256,7 +256,7 @@ FORBID = (
 
 @pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
 def test_where_the_kernel_refuses_nothing_is_graded(kind, tmp_path):
-    _need_own_namespace()
+    need_own_namespace()
     program = """
         from autograder.grading.judge import judge_notebook
         data = b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}'
@@ -325,20 +325,20 @@ def test_a_keeper_with_a_secret_in_its_environment_is_refused(user):
 
 
 def test_without_user_namespaces_it_says_which_setting_forbids_them():
-    _need_own_namespace()
+    need_own_namespace()
     _, err = output_of('jail.become_keeper(["PWD"])', wrapper=FORBID)
     assert "JailError: user namespace: " in err
     assert "/proc/sys/user/max_user_namespaces = 0" in err
 
 
 def test_where_nobody_does_not_exist_the_child_is_not_run_as_root():
-    _need_own_namespace()
+    need_own_namespace()
     program = "jail.become_keeper(); jail.fork_jailed(jail.Limits(), [], jail.libraries(), print)"
     _, err = output_of(program, wrapper=("unshare", "--user", "--map-root-user"))
     assert "JailError: unprivileged user: " in err
 
 
-def _need_own_namespace():
+def need_own_namespace():
     if subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True).returncode != 0:
         pytest.skip("NOT RUN: unshare(1) cannot make a user namespace here")
 

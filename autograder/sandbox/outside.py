@@ -91,9 +91,21 @@ def peak_memory(pid: int) -> int | None:
 
 
 def forget_peak(pid: int) -> None:
-    """Set the peak of a process's resident memory back to its present size."""
+    """Set the peak of a process's resident memory back to its present size.
+
+    Raises:
+        OSError: it has ended, it keeps its memory from its own user (prctl's PR_SET_DUMPABLE does that, and root alone
+            is not kept out), or this kernel lets nobody do so.
+    """
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def keeps_peaks() -> bool:
+    """Whether this kernel shows and resets a peak at all: what it does not do for us, no submission hides."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        forget_peak(os.getpid())
+        return peak_memory(os.getpid()) is not None
+    return False
 
 
 def leave_alone(pid: int) -> bool:

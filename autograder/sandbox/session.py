@@ -34,6 +34,7 @@ HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
 CLAIM = "\0attention-in-depth core {}"  # a name without a file, held while a submission runs on that core
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
+NO_PEAKS = "this kernel keeps no account of a process's highest memory (/proc/PID/clear_refs), on which gates rest"
 _LIBC = ctypes.CDLL(None)
 CORES = os.sched_getaffinity(0)  # on which this process may run when no submission is in the jail
 
@@ -88,10 +89,11 @@ class Session:
             if self._claim is not None:
                 self._claim.close()
 
-    def allow(self, seconds: float) -> None:
-        """Give the next calls together this much CPU time."""
+    def allow(self, seconds: float, wall: float | None = None) -> None:
+        """Give the next calls together this much CPU time, and wall time: left to itself, a generous multiple."""
         self._budget, self._mark = seconds, self.cpu_seconds
-        self._wall = min(time.monotonic() + WALL_FACTOR * seconds + WALL_GRACE, self._deadline)
+        wall = WALL_FACTOR * seconds + WALL_GRACE if wall is None else wall
+        self._wall = min(time.monotonic() + wall, self._deadline)
 
     @property
     def alive(self) -> bool:
@@ -129,24 +131,30 @@ class Session:
         """The reply, and what the kernel says that making it has cost."""
         self._ensure()
         assert self._child is not None
-        if memory:
-            outside.forget_peak(self._child.pid)
-        before = self._peak() if memory else 0
+        before = self._peak(anew=True) if memory else 0
         seconds = self.cpu_seconds
         reply = self._exchange(message)
         return reply, Reading(self._peak() - before if memory else None, self.cpu_seconds - seconds)
 
-    def _peak(self) -> int:
-        """Highest resident memory of the submission's first process since it was last forgotten.
+    def _peak(self, anew: bool = False) -> int:
+        """Highest resident memory of the submission's first process since it was last read ``anew``.
 
         Raises:
-            Crashed: the process does not show it; one without a first thread does not.
+            Crashed: the process ended, or hid it: a peak that is not reset would hide all that stays below it.
+            SandboxUnavailable: this kernel shows or resets nobody's peak.
         """
         assert self._child is not None
-        if (peak := outside.peak_memory(self._child.pid)) is None:
-            self._end(kill=True)
-            raise Crashed("its process hid how much memory it uses")
-        return peak
+        with contextlib.suppress(OSError):
+            if anew:
+                outside.forget_peak(self._child.pid)
+            if (peak := outside.peak_memory(self._child.pid)) is not None:
+                return peak
+        if not outside.keeps_peaks():
+            raise SandboxUnavailable(NO_PEAKS)
+        if outside.ended(self._child.pid, 0):
+            raise self._death()
+        self._end(kill=True)
+        raise Crashed("its process hid how much memory it uses")
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
