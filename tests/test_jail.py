@@ -74,7 +74,7 @@ NO_ROOT = """
 STAYS_KEEPER = """
 from autograder.sandbox import jail
 jail._become_nobody = lambda proc: None
-jail.drop_capabilities = lambda: None
+jail.drop_capabilities = jail._prove_limit_on_processes = lambda: None
 """
 NETWORK = ("tcp", "dns", "abstract socket")
 
@@ -183,7 +183,7 @@ def test_root_outside_of_any_user_namespace_makes_devices():
 SHARED = {kind: f"jail.NAMESPACES &= ~jail._NEW{kind.upper()}" for kind in ("ipc", "uts", "cgroup", "net")}
 SHARED |= {
     "mnt": textwrap.dedent(NO_ROOT) + "jail.NAMESPACES &= ~jail._NEWNS",
-    "user": "jail._become_nobody = lambda proc: jail._prctl(jail._PR_SET_DUMPABLE, 1)",  # so that it can be looked at
+    "user": f"{STAYS_KEEPER}\njail._become_nobody = lambda proc: jail._prctl(jail._PR_SET_DUMPABLE, 1)",  # can be seen
     "pid": "become = jail.become_keeper\njail.become_keeper = lambda: (become(), setattr(jail, '_NEWPID', 0))",
 }
 
@@ -196,9 +196,21 @@ def test_a_namespace_that_is_shared_is_named(kind, user):
 
 
 @only_root
-def test_root_that_stays_root_is_not_held_by_the_limit_on_processes():
+def test_root_that_stays_root_is_not_held_by_the_limit_on_processes_and_is_not_run():
     sabotage = "from autograder.sandbox import jail; jail._become_nobody = lambda proc: None"
+    results = prove(["a fork bomb"], sabotage=sabotage)
+    assert (results["jail"].held, results["jail"].detail.partition(":")[0]) == (False, "limits")
+    sabotage += "; jail._prove_limit_on_processes = lambda: None"
     assert not prove(["a fork bomb"], sabotage=sabotage)["a fork bomb"].held
+
+
+@only_root
+def test_root_by_another_name_is_not_run_either():
+    need_own_namespace()
+    program = "jail.become_keeper(['PWD', 'OLDPWD']); jail.fork_jailed(jail.Limits(), [], jail.libraries(), print)"
+    out, err = output_of(program, wrapper=("unshare", "--user", "--map-user=1000", "--map-group=1000"))
+    assert "JailError: limits: " in err
+    assert out == ""
 
 
 def test_no_probe_is_without_a_test_that_makes_it_fail():
