@@ -905,7 +905,12 @@ def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
 # The other jail
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)")
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)"
+)
+
+
+@needs_bwrap
 def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
     notebook = instructor_notebook("scaled_dot_product")
     wrong = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)"
@@ -918,6 +923,25 @@ def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
         assert 0 < result.score < result.max_score
     assert results[0] == results[1]
     assert not client.server()._running  # reaped, and with it all that it started
+
+
+@pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
+def test_cpu_time_of_a_process_that_is_gone_stays_counted(kind, monkeypatch):
+    monkeypatch.setenv("ATTN_JAIL", kind)
+    cell = """
+import os, time
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    os._exit(0)
+"""
+    with Session([cell], SMALL) as session:
+        session.allow(10)
+        before = session.cpu_seconds
+        with pytest.raises(Crashed):
+            Student(session).burn(1.0)
+        assert 0.8 < session.cpu_seconds - before < 1.5
 
 
 def test_an_unknown_kind_of_jail_grades_nothing(monkeypatch):

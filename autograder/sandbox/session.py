@@ -57,6 +57,7 @@ class Session:
         self._server = server
         self._child: Child | None = None
         self._born = (0.0, 0)  # its CPU seconds and address space before any cell ran
+        self._most = 0.0  # CPU seconds of it that were seen at a time: a process that is gone shows none
         self._spent = 0.0  # CPU seconds of children that ended
         self._others = 0.0  # CPU seconds of what its cells had started, once nothing of it is left
         self._alone = False
@@ -107,10 +108,14 @@ class Session:
 
     def _used(self) -> float:
         assert self._child is not None
+        used = None
         if self._alone:  # one clock to read in place of a tree of processes: several times a test
             with contextlib.suppress(OSError):
-                return outside.own_cpu_seconds(self._child.pid) + self._others - self._born[0]
-        return outside.cpu_seconds(self._child.pid) - self._born[0]
+                used = outside.own_cpu_seconds(self._child.pid) + self._others - self._born[0]
+        if used is None:
+            used = outside.cpu_seconds(self._child.pid) - self._born[0]
+        self._most = max(self._most, used)
+        return used
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """See :class:`~autograder.sandbox.student.Transport`."""
@@ -203,11 +208,10 @@ class Session:
         if not outside.ended(self._child.pid, HANG_UP_SECONDS):
             self._end(kill=True)
             return Crashed("its process closed its connection to the grader")
-        used = self._used()
         status = self._end(kill=False)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
             # The kernel kills at the limit of CPU time with the same signal as at a limit of memory.
-            if used >= self._limits.cpu_seconds - 0.5:
+            if self._most >= self._limits.cpu_seconds - 0.5:
                 return TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             return OutOfMemory("its process was killed at a limit")
         return Crashed("its process ended in the middle of a call")
@@ -215,7 +219,8 @@ class Session:
     def _end(self, kill: bool) -> int:
         if self._child is None:
             return 0
-        self._spent += self._used()
+        self._used()
+        self._spent += self._most
         assert self._server is not None
         child, self._child = self._child, None
         child.connection.close()
@@ -231,7 +236,7 @@ class Session:
                 raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             assert self._server is not None
             budget = self._budget
-            self._child, self._alone = self._server.spawn(self._limits), False
+            self._child, self._alone, self._most = self._server.spawn(self._limits), False, 0.0
             self._born = outside.cpu_seconds(self._child.pid), outside.address_space(self._child.pid)
             self._watched = _Watched(self._child.connection, self._check)
             self._run_cells()
