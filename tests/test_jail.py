@@ -1,5 +1,6 @@
 """The jail holds; each of its probes can fail; and nothing outlives the process that was jailed."""
 
+import ast
 import errno
 import os
 import shutil
@@ -448,6 +449,17 @@ def test_the_keeper_is_out_of_reach_and_goes_on_after_a_crash(user):
     """
     out, err = output_of(program, user)
     assert out.split() == [str(-signal.SIGSEGV)] * 2 + ["0", "1"], err
+
+
+# Its core is read, too
+
+
+def test_the_core_stays_small_enough_to_read_in_one_sitting():
+    sources = [Path(module.__file__).read_text() for module in (jail, seccomp)]
+    assert sum(len(source.splitlines()) for source in sources) <= 650
+    imports = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = [(node.module, *(name.name for name in node.names)) for node in imports if "autograder" in node.module]
+    assert ours == [("autograder.sandbox", "seccomp")]  # and rests on nothing else of ours that would have to be read
 
 
 # The filter, read rather than run. The probe "refused calls" runs it, and shares its table with the filter.
