@@ -1103,9 +1103,9 @@ def test_a_process_without_its_first_thread_is_seen_and_ended():
             (headless,) = outside.tree(process.pid)[1:]
             assert _zombie(headless)
             assert outside.address_space(headless) > 64 << 20
-            assert outside._alive(headless)
+            assert not outside.ended(headless, 0)
             assert outside.leave_alone(process.pid)
-            assert not outside._alive(headless)
+            assert outside.ended(headless, 0)
             assert outside.address_space(headless) == 0
         finally:
             os.killpg(process.pid, signal.SIGKILL)

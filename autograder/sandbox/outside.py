@@ -15,7 +15,8 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
-_ROUNDS = 200  # of killing what a notebook left running, before we say that it cannot be ended
+_ROUNDS = 200  # of looking for a thread that is left
+_END_SECONDS = 10.0  # for what a notebook left running, once it is killed: letting go of gigabytes takes a while
 _QUIET = 3  # lists without anybody alive: the kernel may leave one out while others end
 
 
@@ -131,8 +132,8 @@ def leave_alone(pid: int) -> bool:
     oldest that lives is a child of ``pid`` at all times, so a list of none but the dead proves that nobody is left.
     """
     dead: set[int] = set()
-    quiet = 0
-    for _ in range(_ROUNDS):
+    quiet, until = 0, time.monotonic() + _END_SECONDS
+    while time.monotonic() < until:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_NPROC, (0, 0))
         others = tree(pid)[1:]
@@ -143,20 +144,12 @@ def leave_alone(pid: int) -> bool:
         quiet = quiet + 1 if dead.issuperset(others) else 0
         if quiet == _QUIET:
             return True
-        dead = {one for one in others if not _alive(one)}
-    return False
-
-
-def _alive(pid: int) -> bool:
-    """Whether it is more than a zombie, which only its parent can bury; one without its first thread looks like it."""
-    with contextlib.suppress(OSError):
-        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[0] not in "ZX" or int(fields[17]) > 1
+        dead = {one for one in others if ended(one, 0.1)}
     return False
 
 
 def ended(pid: int, seconds: float) -> bool:
-    """Whether a process has ended, or does so within these seconds."""
+    """Whether a process has ended with all its threads, or does so within these seconds."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
