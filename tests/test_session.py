@@ -925,6 +925,29 @@ def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
     assert not client.server()._running  # reaped, and with it all that it started
 
 
+ALLOWED = """
+import os, resource
+tmp = os.statvfs("/tmp")
+KINDS = ("CPU", "AS", "NPROC", "NOFILE", "FSIZE", "CORE")
+found = {kind: resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")) for kind in KINDS}
+
+def limits():
+    return found, tmp.f_blocks * tmp.f_frsize
+"""
+
+
+def test_a_submission_is_allowed_what_is_written_here_and_no_more():
+    with Session([ALLOWED]) as session:
+        session.allow(5)
+        found, tmp = Student(session).limits()
+    assert all(soft == hard for soft, hard in found.values())
+    allowed = {kind: hard for kind, (_, hard) in found.items()}
+    assert allowed.pop("CPU") <= 60 + 2  # what its process had used at birth, rounded up
+    assert 3 << 30 < allowed.pop("AS") < (3 << 30) + (16 << 30)  # beyond what the libraries had mapped
+    assert allowed == {"NPROC": 16, "NOFILE": 64, "FSIZE": 16 << 20, "CORE": 0}
+    assert tmp == 64 << 20
+
+
 @pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
 def test_cpu_time_of_a_process_that_is_gone_stays_counted(kind, monkeypatch):
     monkeypatch.setenv("ATTN_JAIL", kind)
