@@ -31,11 +31,12 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 # What tests need beside Python. Installed where that is possible (Debian or Ubuntu, as root), named where it is not.
-system:  ## Chromium for the browser tests, PostgreSQL for the gradebook's, bubblewrap for the cold jail's
+system:  ## Chromium for the browser tests, PostgreSQL for the gradebook's, bubblewrap for the cold jail's, ip for networks
 	@missing=""; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="chromium"; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "Installing $$missing"; apt-get update -qq; \

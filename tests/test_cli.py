@@ -1,24 +1,29 @@
 """The command line: help, exit codes, JSON in every case, and Ctrl-C."""
 
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from rich.console import Console
+from test_jail import FORBID, need_own_namespace
 from typer.testing import CliRunner
 
 from autograder import CourseError, cli, course
 from autograder.authoring import build as building
 from autograder.doctor import Finding
+from autograder.sandbox import probes
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("build", "check", "release", "grade", "report", "book", "doctor", "demo", "deadline")
@@ -139,6 +144,49 @@ def test_the_doctors_findings_are_json(tmp_path, monkeypatch):
         file = tmp_path / "deep" / f"{state}.json"
         assert attn("doctor", "--json", file).exit_code == code
         assert json.loads(file.read_text()) == [{"name": "thing", "state": state, "detail": "why"}]
+
+
+def really(command, *arguments, wrapper=()):
+    """The command in a process of its own, wrapped in another: its exit code, its JSON, and its words."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "out.json"
+        words = [*wrapper, sys.executable, "-m", "autograder.cli", command, *map(str, arguments), "--json", str(file)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        return done.returncode, json.loads(file.read_text()), done.stdout + done.stderr
+
+
+def test_the_doctor_proves_every_wall_of_the_jail_that_grades(monkeypatch):
+    monkeypatch.delenv("ATTN_JAIL", raising=False)
+    code, findings, said = really("doctor")
+    walls = {found["name"]: found for found in findings if found["name"].startswith("warm jail: ")}
+    expected = {*probes.PROBES, "a call", "wall time", "a large answer", "memory readings"}
+    assert set(walls) == {f"warm jail: {name}" for name in expected}, said
+    assert {found["state"] for found in walls.values()} == {"ok"}, walls
+    names = {found["name"] for found in findings}
+    assert {"Python", "torch", "cold jail", "GPU", "browser", "gradebook", "course secret"} <= names
+    assert code == int(any(found["state"] == "broken" for found in findings)) == 0
+
+
+def test_where_the_kernel_refuses_the_doctor_says_what_and_nothing_is_graded(copied, monkeypatch, tmp_path):
+    need_own_namespace()
+    monkeypatch.delenv("ATTN_JAIL", raising=False)
+    monkeypatch.setenv("ATTN_ROOT", str(copied))
+    code, findings, said = really("doctor", wrapper=FORBID)
+    (jail,) = (found for found in findings if found["name"].startswith("warm jail"))
+    assert (code, jail["state"]) == (1, "broken"), said
+    assert jail["detail"].startswith("user namespace: ")
+    assert "/proc/sys/user/max_user_namespaces = 0" in jail["detail"]
+
+    work = tmp_path / "class" / "s001" / "scaled_dot_product" / "exercises.ipynb"
+    work.parent.mkdir(parents=True)
+    shutil.copy(next((ROOT / "examples" / "submitted").glob("*/scaled_dot_product/exercises.ipynb")), work)
+    code, results, said = really("grade", tmp_path / "class", "--db", f"sqlite:///{tmp_path}/g.db", wrapper=FORBID)
+    assert code == 1, said
+    (result,) = results
+    assert (result["status"], result["outcome"], result["score"]) == ("ungraded", "infrastructure", 0)
+    assert {exercise["outcome"] for exercise in result["exercises"]} == {"infrastructure"}
+    with contextlib.closing(sqlite3.connect(tmp_path / "g.db")) as gradebook:
+        assert gradebook.execute("select count(*) from grade where auto_score is not null").fetchone() == (0,)
 
 
 def test_json_is_written_when_a_check_cannot_finish(copied, tmp_path, monkeypatch):

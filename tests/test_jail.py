@@ -1,5 +1,7 @@
 """The jail holds; each of its probes can fail; and nothing outlives the process that was jailed."""
 
+import ast
+import errno
 import os
 import shutil
 import signal
@@ -70,6 +72,11 @@ NO_ROOT = """
     jail._change_root = lambda readable, tmp_bytes: None
     jail._check_readable = lambda readable: None
 """
+STAYS_KEEPER = """
+from autograder.sandbox import jail
+jail._become_nobody = lambda proc: None
+jail.drop_capabilities = jail._prove_limit_on_processes = lambda: None
+"""
 NETWORK = ("tcp", "dns", "abstract socket")
 
 
@@ -88,11 +95,11 @@ LEFT_OUT = {
     "root": (NO_ROOT, ["course files", "system files", "writing outside tmp", "a full disk", "other processes"]),
     "filter": (
         NO_FILTER,
-        ["another program", "new namespaces", "keyrings", "debugging", "refused calls", "unknown calls"],
+        ["another program", "new namespaces", "keyrings", "debugging", "refused calls", "unknown calls", "raw socket"],
     ),
     "limits": (
         "from autograder.sandbox import jail; jail._set_limits = lambda limits, size: None",
-        ["a fork bomb", "an endless loop", "memory", "a large file"],
+        ["a fork bomb", "an endless loop", "memory", "a large file", "open files"],
     ),
     "size of tmp": (
         """
@@ -102,7 +109,21 @@ LEFT_OUT = {
         """,
         ["a full disk"],
     ),
-    "open files": (
+    "number of files in tmp": (
+        """
+        from autograder.sandbox import jail
+        mount = jail._mount
+        def without(source, target, kind, flags, options=None):
+            mount(source, target, kind, flags, options and options.replace(b",nr_inodes=4k", b""))
+        jail._mount = without
+        """,
+        ["many files"],
+    ),
+    "mounts that nobody may change": (
+        NO_FILTER + "\n" + STAYS_KEEPER,
+        ["mounting"],
+    ),
+    "files that the keeper has open": (
         "from autograder.sandbox import jail; jail._close_all_but = lambda keep: None",
         ["inherited files"],
     ),
@@ -140,16 +161,69 @@ def test_probes_fail_without_their_wall(wall, user):
     assert {name: result.held for name, result in results.items()} == dict.fromkeys(names, False), results
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root has the power to keep it")
-def test_root_that_stays_root_is_not_held_by_the_limit_on_processes():
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="NOT RUN: no door but on x86-64")
+def test_the_32_bit_door_opens_without_the_filter(user):
+    (found,) = prove(["the 32 bit door"], user, NO_FILTER).values()
+    if found.detail == "killed by SIGSEGV":
+        pytest.skip("NOT RUN: this kernel is built without the door")
+    assert (found.held, found.detail) == (False, "the kernel answered")
+
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root has the power to keep it")
+
+
+@only_root
+def test_root_outside_of_any_user_namespace_makes_devices():
+    sabotage = f"{NO_FILTER}\n{STAYS_KEEPER}\njail._enter_namespace_of_all_users = lambda: None"
+    (found,) = prove(["devices"], sabotage=sabotage).values()
+    assert (found.held, found.detail) == (False, "a device was made")
+
+
+# Each namespace by itself, and each limit by its number: one that is missing is named, and no other.
+
+SHARED = {kind: f"jail.NAMESPACES &= ~jail._NEW{kind.upper()}" for kind in ("ipc", "uts", "cgroup", "net")}
+SHARED |= {
+    "mnt": textwrap.dedent(NO_ROOT) + "jail.NAMESPACES &= ~jail._NEWNS",
+    "user": f"{STAYS_KEEPER}\njail._become_nobody = lambda proc: jail._prctl(jail._PR_SET_DUMPABLE, 1)",  # can be seen
+    "pid": "become = jail.become_keeper\njail.become_keeper = lambda: (become(), setattr(jail, '_NEWPID', 0))",
+}
+
+
+@pytest.mark.parametrize("kind", probes.KINDS)
+def test_a_namespace_that_is_shared_is_named(kind, user):
+    sabotage = f"from autograder.sandbox import jail\n{SHARED[kind]}"
+    (found,) = prove(["shared namespaces"], user, sabotage).values()
+    assert (found.held, found.detail) == (False, f"shared with the keeper: {kind}")
+
+
+@only_root
+def test_root_that_stays_root_is_not_held_by_the_limit_on_processes_and_is_not_run():
     sabotage = "from autograder.sandbox import jail; jail._become_nobody = lambda proc: None"
+    results = prove(["a fork bomb"], sabotage=sabotage)
+    assert (results["jail"].held, results["jail"].detail.partition(":")[0]) == (False, "limits")
+    sabotage += "; jail._prove_limit_on_processes = lambda: None"
     assert not prove(["a fork bomb"], sabotage=sabotage)["a fork bomb"].held
+
+
+@only_root
+def test_root_by_another_name_is_not_run_either():
+    need_own_namespace()
+    program = "jail.become_keeper(['PWD', 'OLDPWD']); jail.fork_jailed(jail.Limits(), [], jail.libraries(), print)"
+    out, err = output_of(program, wrapper=("unshare", "--user", "--map-user=1000", "--map-group=1000"))
+    assert "JailError: limits: " in err
+    assert out == ""
+
+
+def test_no_probe_is_without_a_test_that_makes_it_fail():
+    elsewhere = {"the 32 bit door", "devices", "shared namespaces", *NETWORK}
+    assert {name for _, names in LEFT_OUT.values() for name in names} | elsewhere == set(probes.PROBES)
 
 
 # The cold jail: a sample of the probes for the walls that are its own
 
 COLD = ["course files", "system files", "writing outside tmp", "a full disk", "inherited files", "other processes"]
 COLD += ["a fork bomb", "an endless loop", "memory", "tcp", "capabilities", "refused calls", "environment"]
+COLD += ["shared namespaces", "open files"]
 needs_bwrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)"
 )
@@ -195,7 +269,7 @@ FORBID = (
 
 @pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
 def test_where_the_kernel_refuses_nothing_is_graded(kind, tmp_path):
-    _need_own_namespace()
+    need_own_namespace()
     program = """
         from autograder.grading.judge import judge_notebook
         data = b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}'
@@ -264,20 +338,20 @@ def test_a_keeper_with_a_secret_in_its_environment_is_refused(user):
 
 
 def test_without_user_namespaces_it_says_which_setting_forbids_them():
-    _need_own_namespace()
+    need_own_namespace()
     _, err = output_of('jail.become_keeper(["PWD"])', wrapper=FORBID)
     assert "JailError: user namespace: " in err
     assert "/proc/sys/user/max_user_namespaces = 0" in err
 
 
 def test_where_nobody_does_not_exist_the_child_is_not_run_as_root():
-    _need_own_namespace()
+    need_own_namespace()
     program = "jail.become_keeper(); jail.fork_jailed(jail.Limits(), [], jail.libraries(), print)"
     _, err = output_of(program, wrapper=("unshare", "--user", "--map-root-user"))
     assert "JailError: unprivileged user: " in err
 
 
-def _need_own_namespace():
+def need_own_namespace():
     if subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True).returncode != 0:
         pytest.skip("NOT RUN: unshare(1) cannot make a user namespace here")
 
@@ -377,7 +451,18 @@ def test_the_keeper_is_out_of_reach_and_goes_on_after_a_crash(user):
     assert out.split() == [str(-signal.SIGSEGV)] * 2 + ["0", "1"], err
 
 
-# The filter, read rather than run
+# Its core is read, too
+
+
+def test_the_core_stays_small_enough_to_read_in_one_sitting():
+    sources = [Path(module.__file__).read_text() for module in (jail, seccomp)]
+    assert sum(len(source.splitlines()) for source in sources) <= 650
+    imports = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = [(node.module, *(name.name for name in node.names)) for node in imports if "autograder" in node.module]
+    assert ours == [("autograder.sandbox", "seccomp")]  # and rests on nothing else of ours that would have to be read
+
+
+# The filter, read rather than run. The probe "refused calls" runs it, and shares its table with the filter.
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -395,6 +480,61 @@ def test_the_filter_decides_as_its_table_says(machine):
     assert (verdict(socketpair, 1), verdict(socketpair, 2)) == (allow, refused)
     special = {435, clone, socketpair, *seccomp.refused(machine).values()}
     assert {verdict(number) for number in range(seccomp.LAST_KNOWN + 1) if number not in special} == {allow}
+
+
+# What must be refused, whatever the table says: by name, and by number on x86-64 and aarch64.
+MUST_BE_REFUSED = {
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsmount": (432, 432),
+    "mount_setattr": (442, 442),
+    "open_by_handle_at": (304, 265),
+    "mknodat": (259, 33),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "seccomp": (317, 277),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "kexec_load": (246, 104),
+    "reboot": (169, 142),
+    "sethostname": (170, 161),
+    "settimeofday": (164, 170),
+}
+
+
+@pytest.mark.parametrize("name", MUST_BE_REFUSED)
+def test_no_call_that_must_be_refused_is_missing_from_the_filter(name):
+    for machine, number in zip(("x86_64", "aarch64"), MUST_BE_REFUSED[name], strict=True):
+        data = {0: number, 4: seccomp._ARCHITECTURES[machine], 16: 0}
+        assert run_filter(seccomp.program(machine), data) == 0x00050000 | errno.EPERM
+        assert seccomp.refused(machine)[name] == number  # so that the probe makes this call in a real jail
 
 
 def run_filter(program, data):

@@ -1,13 +1,16 @@
 """A submission in its real jail: what a cell, a call or a lie costs, and that it costs nobody else anything."""
 
 import contextlib
+import json
 import math
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgpack
@@ -18,7 +21,7 @@ import torch
 
 from autograder.authoring.build import instructor_notebook
 from autograder.grading.judge import judge_notebook
-from autograder.sandbox import client, outside
+from autograder.sandbox import client, outside, trial
 from autograder.sandbox import session as sessions
 from autograder.sandbox.errors import (
     Crashed,
@@ -29,7 +32,7 @@ from autograder.sandbox.errors import (
     StudentError,
     TimedOut,
 )
-from autograder.sandbox.jail import Limits
+from autograder.sandbox.jail import COURSE, Limits
 from autograder.sandbox.protocol import encode
 from autograder.sandbox.session import CORES, LIMITS, Session
 from autograder.sandbox.student import Call, Direct, Module, Student
@@ -902,7 +905,12 @@ def test_a_value_larger_than_any_frame_is_a_crash(monkeypatch):
 # The other jail
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)")
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="NOT RUN: bubblewrap is not installed (make system)"
+)
+
+
+@needs_bwrap
 def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
     notebook = instructor_notebook("scaled_dot_product")
     wrong = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)"
@@ -917,10 +925,262 @@ def test_a_submission_has_the_same_grade_in_the_cold_jail(monkeypatch):
     assert not client.server()._running  # reaped, and with it all that it started
 
 
+ALLOWED = """
+import os, resource
+tmp = os.statvfs("/tmp")
+KINDS = ("CPU", "AS", "NPROC", "NOFILE", "FSIZE", "CORE")
+found = {kind: resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")) for kind in KINDS}
+
+def limits():
+    return found, tmp.f_blocks * tmp.f_frsize
+"""
+
+
+def test_a_submission_is_allowed_what_is_written_here_and_no_more():
+    with Session([ALLOWED]) as session:
+        session.allow(5)
+        found, tmp = Student(session).limits()
+    assert all(soft == hard for soft, hard in found.values())
+    allowed = {kind: hard for kind, (_, hard) in found.items()}
+    assert allowed.pop("CPU") <= 60 + 2  # what its process had used at birth, rounded up
+    assert 3 << 30 < allowed.pop("AS") < (3 << 30) + (16 << 30)  # beyond what the libraries had mapped
+    assert allowed == {"NPROC": 16, "NOFILE": 64, "FSIZE": 16 << 20, "CORE": 0}
+    assert tmp == 64 << 20
+
+
+@pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=needs_bwrap)])
+def test_cpu_time_of_a_process_that_is_gone_stays_counted(kind, monkeypatch):
+    monkeypatch.setenv("ATTN_JAIL", kind)
+    cell = """
+import os, time
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    os._exit(0)
+"""
+    with Session([cell], SMALL) as session:
+        session.allow(10)
+        before = session.cpu_seconds
+        with pytest.raises(Crashed):
+            Student(session).burn(1.0)
+        assert 0.8 < session.cpu_seconds - before < 1.5
+
+
 def test_an_unknown_kind_of_jail_grades_nothing(monkeypatch):
     monkeypatch.setenv("ATTN_JAIL", "none")
     with pytest.raises(SandboxUnavailable, match="warm or cold"), Session([]):
         pass
+
+
+# An ordinary user grades: another one than root, in whose place the interpreter may lie behind a door that is shut
+
+OPEN_DOORS = """
+set -e
+for pair in $1; do  # what is needed, and the folder above it that others may not enter
+    mount --bind "${pair%:*}" "$2"; mount -t tmpfs -o mode=755 none "${pair#*:}"
+    mkdir -p "${pair%:*}"; mount --move "$2" "${pair%:*}"
+done
+shift 2
+exec setpriv --reuid 12345 --regid 12345 --clear-groups "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def ordinary_user():
+    """Runs a program as an ordinary user in a home of its own; what it prints is JSON."""
+    home = Path(tempfile.mkdtemp(prefix="attn-ordinary-"))
+    (home / "door").mkdir()
+    shutil.copytree(client._font_cache(), home / "attention-in-depth" / "matplotlib")  # half a minute to make anew
+    wrapper = []
+    if os.geteuid() == 0:
+        needed = (Path(sys.base_prefix), Path(sys.prefix), COURSE)
+        shut = {path: next((p for p in [*path.parents][::-1] if not p.stat().st_mode & 1), None) for path in needed}
+        pairs = [f"{path}:{door}" for path, door in shut.items() if door is not None]
+        wrapper = ["unshare", "--mount", "sh", "-c", OPEN_DOORS, "sh", " ".join(pairs), str(home / "door")]
+        for path in [home, *home.rglob("*")]:
+            os.chown(path, 12345, 12345)
+
+    def run(program):
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(COURSE), "HOME": str(home)}
+        environment |= {"XDG_CACHE_HOME": str(home), "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [*wrapper, sys.executable, "-W", "ignore", "-c", program]
+        done = subprocess.run(command, env=environment, cwd=COURSE, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    try:
+        if wrapper and subprocess.run([*wrapper, sys.executable, "-c", ""], capture_output=True).returncode != 0:
+            pytest.skip("NOT RUN: root cannot become a user here who can start the course's Python")
+        yield run
+    finally:
+        shutil.rmtree(home)
+
+
+GRADING = """
+import json, os
+from pathlib import Path
+from autograder.grading.judge import judge_notebook
+assert os.geteuid() != 0
+result = judge_notebook(Path({notebook!r}).read_bytes(), "scaled_dot_product", "s001", secret=b"x" * 32)
+print(json.dumps(result.as_json()))
+"""
+
+
+def test_an_ordinary_user_gives_the_same_grade(ordinary_user):
+    notebook = instructor_notebook("scaled_dot_product")
+    wrong = "def causal_mask(q_seq, kv_seq):\n    return np.ones((q_seq, kv_seq), dtype=bool)"
+    notebook.cells += [nbformat.v4.new_code_cell(wrong)]
+    data = nbformat.writes(notebook).encode()
+    with tempfile.NamedTemporaryFile(suffix=".ipynb") as file:
+        file.write(data)
+        file.flush()
+        os.chmod(file.name, 0o644)
+        theirs = ordinary_user(GRADING.format(notebook=file.name))
+    outcomes = {exercise["id"]: exercise["outcome"] for exercise in theirs["exercises"]}
+    assert outcomes.pop("scaled_dot_product-causal_mask") == "failed"
+    assert set(outcomes.values()) == {"passed"}
+    ours = judge_notebook(data, "scaled_dot_product", "s001", secret=b"x" * 32).as_json()
+    assert {**theirs, "seconds": None} == json.loads(json.dumps({**ours, "seconds": None}))
+
+
+HIDING = """
+import json, os
+from autograder.sandbox.errors import Crashed
+from autograder.sandbox.session import Session
+from autograder.sandbox.student import Student
+assert os.geteuid() != 0
+cell = '''
+import ctypes, numpy as np
+def allocate(count):
+    return float(np.ones(count)[-1])
+def hide(count):
+    PR_SET_DUMPABLE = 4
+    return allocate(count) + ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+'''
+said = []
+with Session([cell]) as session:
+    session.allow(20)
+    student = Student(session)
+    said.append(student.trace("allocate", 8 << 20).outside_bytes)
+    said.append(student.hide(32 << 20))
+    try:
+        said.append(student.trace("allocate", 8 << 20).outside_bytes)
+    except Crashed as error:
+        said.append(str(error))
+    said.append(student.trace("allocate", 8 << 20).outside_bytes)
+print(json.dumps(said))
+"""
+
+
+def test_memory_used_before_hides_none_from_an_ordinary_user(ordinary_user):
+    before, used, hidden, after = ordinary_user(HIDING)
+    assert before == pytest.approx(64 << 20, rel=0.1)
+    assert used == 1
+    assert hidden == "its process hid how much memory it uses"
+    assert after == pytest.approx(64 << 20, rel=0.1)  # in the process that took its place
+
+
+@pytest.mark.parametrize(
+    ("who", "error", "words"),
+    [("the submission's", Crashed, "hid how much"), ("anybody's", SandboxUnavailable, "clear_refs")],
+)
+def test_a_peak_that_is_not_reset_is_no_reading(who, error, words, monkeypatch):
+    forget = outside.forget_peak
+
+    def refuse(pid):
+        if who == "anybody's" or pid != os.getpid():
+            raise PermissionError
+        forget(pid)
+
+    with Session(CELLS, SMALL) as session:
+        session.allow(20)
+        monkeypatch.setattr(outside, "forget_peak", refuse)
+        with pytest.raises(error, match=words):
+            Student(session).trace("allocate", 8)
+
+
+HEADLESS = """
+import ctypes, mmap, os, threading, time
+def live_on():
+    time.sleep(0.1)
+    kept = mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, {size}, 4096):
+        kept[at] = 1
+    print("up", flush=True)
+    time.sleep({stay})
+for _ in range({processes}):
+    if os.fork() == 0:
+        threading.Thread(target=live_on).start()
+        exit_thread = {{"x86_64": 60, "aarch64": 93}}[os.uname().machine]
+        ctypes.CDLL(None).syscall(exit_thread, 0)
+time.sleep({stay})
+"""
+
+
+def test_a_process_without_its_first_thread_is_seen_and_ended():
+    command = [sys.executable, "-c", HEADLESS.format(size=64 << 20, processes=1, stay=1000)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.read(3) == b"up\n"
+            (headless,) = outside.tree(process.pid)[1:]
+            assert _zombie(headless)
+            assert outside.address_space(headless) > 64 << 20
+            assert not outside.ended(headless, 0)
+            assert outside.leave_alone(process.pid)
+            assert outside.ended(headless, 0)
+            assert outside.address_space(headless) == 0
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_memory_is_limited_for_processes_without_their_first_thread_too():
+    with Session([HEADLESS.format(size=1 << 30, processes=5, stay=3)], LIMITS) as session:
+        assert {cell: fault.outcome for cell, fault in session.faults.items()} == {0: "memory"}
+
+
+# A whole submission, as `attn doctor` tries it out
+
+
+def trials():
+    return {found.name: found for found in trial.try_out()}
+
+
+def test_a_whole_submission_is_held():
+    found = trials()
+    assert list(found) == ["a call", "wall time", "a large answer", "memory readings"]
+    assert all(result.held for result in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("name", "detail"),
+    [
+        ("a call", "another value"),
+        ("wall time", "slept for 1 s"),
+        ("a large answer", "was taken"),
+        ("memory readings", "134217728 and 67108864 bytes were used"),
+    ],
+)
+def test_each_trial_can_fail(name, detail, monkeypatch):
+    if name == "a call":
+        monkeypatch.setattr(trial, "CELL", trial.CELL.replace("42", "43"))
+    elif name == "wall time":
+        monkeypatch.setattr(trial, "SLEEP_SECONDS", 1.0)
+        monkeypatch.setattr(Session, "_check", lambda self: None)
+    elif name == "a large answer":
+        monkeypatch.setattr(sessions, "MAX_REPLY", 2**30)
+    else:
+        monkeypatch.setattr(outside, "forget_peak", lambda pid: None)
+    found = trials()
+    assert {one for one, result in found.items() if not result.held} == {name}
+    assert detail in found[name].detail
+
+
+def test_a_submission_that_cannot_run_is_a_failed_trial(monkeypatch):
+    monkeypatch.setenv("ATTN_JAIL", "none")
+    ((name, result),) = trials().items()
+    assert (name, result.held) == ("a call", False)
+    assert "warm or cold" in result.detail
 
 
 # The grader's own faults are not the submission's

@@ -336,6 +336,22 @@ def _set_limits(limits: Limits, size: int) -> None:
             ceiling = resource.getrlimit(kind)[1]
             allowed = amount if ceiling == resource.RLIM_INFINITY else min(amount, ceiling)
             resource.setrlimit(kind, (allowed, allowed))
+    _prove_limit_on_processes()
+
+
+def _prove_limit_on_processes() -> None:
+    """Refuse a user who is root outside, under whatever number in here: the kernel exempts that one without a word."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    try:
+        pid = os.fork()
+    except BlockingIOError:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        return
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    raise JailError("limits", "the number of processes is not limited for this user, who is root outside")
 
 
 def drop_capabilities() -> None:

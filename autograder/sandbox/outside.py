@@ -15,7 +15,9 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
-_ROUNDS = 200  # of killing what a notebook left running, before we say that it cannot be ended
+_ROUNDS = 200  # of looking for a thread that is left
+_END_SECONDS = 10.0  # for what a notebook left running, once it is killed: letting go of gigabytes takes a while
+_QUIET = 3  # lists without anybody alive: the kernel may leave one out while others end
 
 
 def _read(name: str) -> str:
@@ -64,11 +66,26 @@ def own_cpu_seconds(pid: int) -> float:
 
 
 def address_space(pid: int) -> int:
-    """Bytes that one process has mapped; 0 when it has ended."""
-    try:
-        return int(_read(f"/proc/{pid}/statm").split()[0]) * _PAGE
-    except OSError:
-        return 0
+    """Bytes that one process has mapped; 0 when it has ended.
+
+    A process goes on without its first thread, and then shows them at the others alone, which may take turns.
+    """
+    with contextlib.suppress(OSError):
+        if mapped := _mapped(f"/proc/{pid}"):
+            return mapped
+        for _ in range(_ROUNDS):
+            tasks = os.listdir(f"/proc/{pid}/task")
+            for task in tasks:
+                with contextlib.suppress(OSError):
+                    if mapped := _mapped(f"/proc/{pid}/task/{task}"):
+                        return mapped
+            if len(tasks) == 1:
+                break
+    return 0
+
+
+def _mapped(place: str) -> int:
+    return int(_read(f"{place}/statm").split()[0]) * _PAGE
 
 
 def growth(pid: int, birth: int) -> int:
@@ -91,35 +108,48 @@ def peak_memory(pid: int) -> int | None:
 
 
 def forget_peak(pid: int) -> None:
-    """Set the peak of a process's resident memory back to its present size."""
+    """Set the peak of a process's resident memory back to its present size.
+
+    Raises:
+        OSError: it has ended, it keeps its memory from its own user (prctl's PR_SET_DUMPABLE does that, and root alone
+            is not kept out), or this kernel lets nobody do so.
+    """
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def keeps_peaks() -> bool:
+    """Whether this kernel shows and resets a peak at all: what it does not do for us, no submission hides."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def leave_alone(pid: int) -> bool:
-    """End all that a process has started, and let it start nothing more; whether that was possible."""
-    for _ in range(_ROUNDS):  # what we kill may have forked since it was listed
-        for one in tree(pid):
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(one, resource.RLIMIT_NPROC, (0, 0))
-                if one != pid:
-                    os.kill(one, signal.SIGKILL)
-        if not _alive(tree(pid)[1:]):
-            return True
+        forget_peak(os.getpid())
+        return peak_memory(os.getpid()) is not None
     return False
 
 
-def _alive(pids: list[int]) -> bool:
-    """Whether any of these is more than a zombie, which only its parent can bury."""
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in "ZX":
-                return True
+def leave_alone(pid: int) -> bool:
+    """End all that a process has started, and let it start nothing more; whether that was possible.
+
+    One that forks and ends, again and again, is gone when it is killed and has a successor that was not listed. But the
+    oldest that lives is a child of ``pid`` at all times, so a list of none but the dead proves that nobody is left.
+    """
+    dead: set[int] = set()
+    quiet, until = 0, time.monotonic() + _END_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (0, 0))
+        others = tree(pid)[1:]
+        for one in others:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(one, resource.RLIMIT_NPROC, (0, 0))
+                os.kill(one, signal.SIGKILL)
+        quiet = quiet + 1 if dead.issuperset(others) else 0
+        if quiet == _QUIET:
+            return True
+        dead = {one for one in others if ended(one, 0.1)}
     return False
 
 
 def ended(pid: int, seconds: float) -> bool:
-    """Whether a process has ended, or does so within these seconds."""
+    """Whether a process has ended with all its threads, or does so within these seconds."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

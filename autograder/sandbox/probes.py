@@ -25,8 +25,10 @@ from typing import Any
 from autograder.sandbox import cold, jail, seccomp
 
 NAME = "autograder.sandbox.probes"  # of this module, which may be running as __main__
-LIMITS = jail.Limits(cpu_seconds=1, address_space=1 << 30, processes=24, tmp_bytes=24 << 20)
+LIMITS = jail.Limits(cpu_seconds=1, address_space=1 << 30, processes=24, open_files=48, tmp_bytes=24 << 20)
 PATIENCE = 30.0  # seconds of wall time for one probe
+KINDS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")  # of namespaces; a jail has its own of each
+ASK = b"which namespaces are also yours?"
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,14 @@ def _attempt(name: str, outside: Outside) -> ProbeResult:
     ours, theirs = socket.socketpair()
     pid = jail.fork_jailed(LIMITS, [theirs.fileno()], jail.libraries(), lambda: _probe(name, outside, theirs))
     theirs.close()
-    answer = _answer(ours)
+    answer = _answer(ours, _newest_child())
     os.kill(pid, signal.SIGKILL)
     return _result(name, answer, os.waitpid(pid, 0)[1])
 
 
 def _attempt_cold(name: str, outside: Outside) -> ProbeResult:
     process = cold.Process(NAME, LIMITS, [name, asdict(outside)])
-    answer = _answer(process.connection)
+    answer = _answer(process.connection, process.pid)
     return _result(name, answer, process.end(kill=True))
 
 
@@ -184,11 +186,26 @@ def _probe(name: str, outside: Outside, line: socket.socket) -> None:
     line.sendall(json.dumps([held, detail]).encode())
 
 
-def _answer(line: socket.socket) -> bytes:
+def _answer(line: socket.socket, number: int) -> bytes:
+    """What the probe has found; should it ask for what cannot be seen from inside, it is told."""
     line.settimeout(PATIENCE)
     with line, contextlib.suppress(OSError):
-        return line.recv(1 << 16)
+        said = line.recv(1 << 16)
+        if said == ASK:
+            line.sendall(json.dumps(_shared(number)).encode())
+            said = line.recv(1 << 16)
+        return said
     return b""
+
+
+def _newest_child() -> int:
+    """The number that /proc has for the process that this one forked last; to its keeper it has another."""
+    return int(Path("/proc/thread-self/children").read_text().split()[-1])
+
+
+def _shared(number: int) -> list[str]:
+    """The kinds of namespace that this process and that one have in common."""
+    return [kind for kind in KINDS if os.path.samefile(f"/proc/{number}/ns/{kind}", f"/proc/self/ns/{kind}")]
 
 
 def _result(name: str, answer: bytes, status: int) -> ProbeResult:
@@ -295,6 +312,17 @@ def inherited_files(outside: Outside) -> str:
             if os.fstat(descriptor).st_rdev != null:
                 raise Breach(f"descriptor {descriptor} is open")
     return "only the pipe for the answer is open"
+
+
+@probe
+def open_files(outside: Outside) -> str:
+    """Open files without end."""
+    try:
+        while (last := os.open(os.devnull, os.O_RDONLY)) < LIMITS.open_files:
+            pass
+    except OSError as error:
+        return f"refused after number {last}: {error.strerror}"
+    raise Breach(f"file number {last} was opened, with room for {LIMITS.open_files}")
 
 
 # Processes
@@ -432,6 +460,17 @@ def new_namespaces(outside: Outside) -> str:
     _errno_of("syscall", clone, ctypes.c_ulong(new_user | sigchld), None, None, None, None)
     arguments = (ctypes.c_uint64 * 8)(new_user, 0, 0, 0, sigchld)
     return _errno_of("syscall", 435, arguments, ctypes.c_size_t(64))
+
+
+@probe
+def shared_namespaces(outside: Outside) -> str:
+    """Live in a namespace of the keeper's, which alone can tell: in here no process can be looked at."""
+    with socket.socket(fileno=os.dup(outside.answer)) as line:
+        line.sendall(ASK)
+        shared = json.loads(line.recv(1 << 16))
+    if shared:
+        raise Breach(f"shared with the keeper: {', '.join(shared)}")
+    return f"its own: {', '.join(KINDS)}"
 
 
 @probe

@@ -34,6 +34,7 @@ HANG_UP_SECONDS = 5.0  # from the end of a connection to the end of its process
 MAX_RESPAWNS = 24
 CLAIM = "\0attention-in-depth core {}"  # a name without a file, held while a submission runs on that core
 TICK = 0.05  # seconds between two looks at what it uses: with several processes, memory fills fast
+NO_PEAKS = "this kernel keeps no account of a process's highest memory (/proc/PID/clear_refs), on which gates rest"
 _LIBC = ctypes.CDLL(None)
 CORES = os.sched_getaffinity(0)  # on which this process may run when no submission is in the jail
 
@@ -56,6 +57,7 @@ class Session:
         self._server = server
         self._child: Child | None = None
         self._born = (0.0, 0)  # its CPU seconds and address space before any cell ran
+        self._most = 0.0  # CPU seconds of it that were seen at a time: a process that is gone shows none
         self._spent = 0.0  # CPU seconds of children that ended
         self._others = 0.0  # CPU seconds of what its cells had started, once nothing of it is left
         self._alone = False
@@ -88,10 +90,11 @@ class Session:
             if self._claim is not None:
                 self._claim.close()
 
-    def allow(self, seconds: float) -> None:
-        """Give the next calls together this much CPU time."""
+    def allow(self, seconds: float, wall: float | None = None) -> None:
+        """Give the next calls together this much CPU time, and wall time: left to itself, a generous multiple."""
         self._budget, self._mark = seconds, self.cpu_seconds
-        self._wall = min(time.monotonic() + WALL_FACTOR * seconds + WALL_GRACE, self._deadline)
+        wall = WALL_FACTOR * seconds + WALL_GRACE if wall is None else wall
+        self._wall = min(time.monotonic() + wall, self._deadline)
 
     @property
     def alive(self) -> bool:
@@ -105,10 +108,14 @@ class Session:
 
     def _used(self) -> float:
         assert self._child is not None
+        used = None
         if self._alone:  # one clock to read in place of a tree of processes: several times a test
             with contextlib.suppress(OSError):
-                return outside.own_cpu_seconds(self._child.pid) + self._others - self._born[0]
-        return outside.cpu_seconds(self._child.pid) - self._born[0]
+                used = outside.own_cpu_seconds(self._child.pid) + self._others - self._born[0]
+        if used is None:
+            used = outside.cpu_seconds(self._child.pid) - self._born[0]
+        self._most = max(self._most, used)
+        return used
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """See :class:`~autograder.sandbox.student.Transport`."""
@@ -129,24 +136,30 @@ class Session:
         """The reply, and what the kernel says that making it has cost."""
         self._ensure()
         assert self._child is not None
-        if memory:
-            outside.forget_peak(self._child.pid)
-        before = self._peak() if memory else 0
+        before = self._peak(anew=True) if memory else 0
         seconds = self.cpu_seconds
         reply = self._exchange(message)
         return reply, Reading(self._peak() - before if memory else None, self.cpu_seconds - seconds)
 
-    def _peak(self) -> int:
-        """Highest resident memory of the submission's first process since it was last forgotten.
+    def _peak(self, anew: bool = False) -> int:
+        """Highest resident memory of the submission's first process since it was last read ``anew``.
 
         Raises:
-            Crashed: the process does not show it; one without a first thread does not.
+            Crashed: the process ended, or hid it: a peak that is not reset would hide all that stays below it.
+            SandboxUnavailable: this kernel shows or resets nobody's peak.
         """
         assert self._child is not None
-        if (peak := outside.peak_memory(self._child.pid)) is None:
-            self._end(kill=True)
-            raise Crashed("its process hid how much memory it uses")
-        return peak
+        with contextlib.suppress(OSError):
+            if anew:
+                outside.forget_peak(self._child.pid)
+            if (peak := outside.peak_memory(self._child.pid)) is not None:
+                return peak
+        if not outside.keeps_peaks():
+            raise SandboxUnavailable(NO_PEAKS)
+        if outside.ended(self._child.pid, 0):
+            raise self._death()
+        self._end(kill=True)
+        raise Crashed("its process hid how much memory it uses")
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
@@ -195,11 +208,10 @@ class Session:
         if not outside.ended(self._child.pid, HANG_UP_SECONDS):
             self._end(kill=True)
             return Crashed("its process closed its connection to the grader")
-        used = self._used()
         status = self._end(kill=False)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
             # The kernel kills at the limit of CPU time with the same signal as at a limit of memory.
-            if used >= self._limits.cpu_seconds - 0.5:
+            if self._most >= self._limits.cpu_seconds - 0.5:
                 return TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             return OutOfMemory("its process was killed at a limit")
         return Crashed("its process ended in the middle of a call")
@@ -207,7 +219,8 @@ class Session:
     def _end(self, kill: bool) -> int:
         if self._child is None:
             return 0
-        self._spent += self._used()
+        self._used()
+        self._spent += self._most
         assert self._server is not None
         child, self._child = self._child, None
         child.connection.close()
@@ -223,7 +236,7 @@ class Session:
                 raise TimedOut(f"the submission used up its {self._limits.cpu_seconds:g} s of CPU time")
             assert self._server is not None
             budget = self._budget
-            self._child, self._alone = self._server.spawn(self._limits), False
+            self._child, self._alone, self._most = self._server.spawn(self._limits), False, 0.0
             self._born = outside.cpu_seconds(self._child.pid), outside.address_space(self._child.pid)
             self._watched = _Watched(self._child.connection, self._check)
             self._run_cells()
