@@ -18,8 +18,9 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
   into the sandbox's own modules hide behind `builtins` where they can, so that the walls are tried; the test therefore
   takes "forbidden" for an answer everywhere.
 - A gate on cost that counts inside the process can be lied to. Each has a reading from outside beside it (memory, CPU
-  time), which is coarse: it catches waste that is many times the limit. A lie together with a loop that is tuned to the
-  last nanosecond can win the share of points of a cost gate, never those of a value test.
+  time), which is coarse: it catches waste that is many times the limit, and it does not see memory that was held before
+  the call and let go of in it. A lie together with a loop that is tuned to the last nanosecond, or with such a cushion,
+  can win the share of points of a cost gate, never those of a value test.
 - The kernel is trusted. A hole in it that one of the allowed system calls reaches is a hole in the jail.
 - Time on the processor is measurable by others on the same machine, and a submission can waste what it is given (its
   CPU time, its memory, 64 MiB of /tmp) before it is stopped. That many processes together keep to the memory of one is

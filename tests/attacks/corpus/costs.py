@@ -141,7 +141,7 @@ def stops_counting_memory():
 
 @cost(
     "Holds a large block of memory beforehand and lets go of it in the call, so that the peak does not grow.",
-    "The peak is compared with the size of the process before any cell ran, not before the call.",
+    "Where it does not lie, what is allocated is counted inside as well; no gate on memory stands alone.",
 )
 def inflates_itself_beforehand():
     return (
