@@ -1,4 +1,4 @@
-"""An exercise that the rest of its notebook could change is judged by itself; honest work loses nothing by that."""
+"""An exercise to which other cells could give what it may not use is judged without them; honest work loses nothing."""
 
 import nbformat
 import pytest
@@ -11,107 +11,92 @@ from autograder.grading.forbidden import read
 from autograder.grading.intake import read_notebook
 
 SLUG = "additive"
+EXERCISE = course.sheet(SLUG).exercises[0]
 RIGHT = course.solution(SLUG).definitions["softmax"].source
 WRONG = "def softmax(scores, axis=-1):\n    return np.exp(scores)"
-F = "def f(x):\n    return h(x)"
+CALLS = "def softmax(scores, axis=-1):\n    return helper(scores, axis)"
+LIB = "import torch\ndef lib(s, axis=-1):\n    return torch.softmax(torch.from_numpy(s), axis).numpy()"
 
 
-def doubts(*cells, given=()):
-    """What could have changed the exercise `f`."""
-    return [doubt.what for doubt in Notebook(read(cells), given).doubts("f")]
+def doubts(*cells):
+    """What could have changed the exercise."""
+    return [doubt.what for doubt in Notebook(read(cells), SLUG).doubts(EXERCISE)]
 
 
-def hand_in(*cells):
-    """The result of `softmax` in a notebook of these cells."""
+def hand_in(*cells, slug=SLUG, name="softmax"):
+    """The result of one exercise in a notebook of these cells."""
     made = [nbformat.v4.new_code_cell(cell) for cell in cells]
     data = nbformat.writes(nbformat.v4.new_notebook(cells=made)).encode()
-    return judge.judge_notebook(data, SLUG, "s001", secret=b"x" * 32).exercises[0]
+    result = judge.judge_notebook(data, slug, "s001", secret=b"x" * 32)
+    return next(exercise for exercise in result.exercises if exercise.id == f"{slug}-{name}")
 
 
 DOUBTFUL = {
+    "what the contract rules out": ("import torch\nx = torch.softmax(y, 0)", "torch"),
     "text that is run": ("exec('h = 1')", "exec"),
     "the name of the shell": ("get_ipython().push({'h': 1})", "get_ipython"),
     "a line magic": ("%time h = 1", "get_ipython"),
-    "a cell magic": ("%%html\n<p>", "%%html"),
-    "names as a dictionary": ("globals()['h'] = 1", "globals"),
+    "a magic that does nothing, with a command in it": ("%pip install {h()}", "get_ipython"),
+    "a cell magic": ("%%html\n<p>", "code that cannot be read"),
+    "a cell magic with words": ("%%time h = 1\nx = 2", "code that cannot be read"),
+    "a cell that is no Python": ("time h = 1", "code that cannot be read"),
+    "a cell with too deep a nest": ("x = " + "+".join(["1"] * 20_000), "code that cannot be read"),
     "the code of a function": ("f.__code__ = g.__code__", "__code__"),
-    "the code of a function by text": ("setattr(g, '__code__', 1)", "setattr"),
-    "the modules": ("import sys\nsys.modules['__main__'].f = 1", "sys.modules"),
     "the modules by way of another": ("import os\nos.sys.modules['__main__'].f = 1", "sys.modules"),
-    "a computed attribute": ("getattr(g, 'a' + 'b')()", "an attribute by a computed name"),
-    "getattr handed on": ("list(map(getattr, [g], ['a']))", "an attribute by a computed name"),
-    "a computed getter": ("import operator\noperator.attrgetter('a' + 'b')(g)", "an attribute by a computed name"),
-    "a global name": ("def g():\n    global k\n    k = 1", "global"),
-    "a global name that the exercise uses": ("def g(x):\n    global h\n    h = x\ng(print)", "g"),
-    "a library that is handed on": ("import numpy as np\ng(np)", "numpy as a value"),
-    "a part of a library that is handed on": ("import numpy as np\ng(np.linalg)", "numpy.linalg as a value"),
-    "an attribute of a library": ("import numpy as np\nnp.h = 1", "an attribute set on np"),
-    "an attribute of a parameter": ("def g(x):\n    x.h = 1", "an attribute set on x"),
-    "an attribute of nothing with a name": ("g().h = 1", "an attribute set on a value"),
-    "a file of the notebook's own": ("import mine", "import mine"),
-    "a file of the notebook's own, inside": ("def g():\n    from mine import h", "from mine import h"),
-    "code that cannot be read": ("x = " + "+".join(["1"] * 20_000), "code that cannot be read"),
-    "an earlier meaning": ("def h(x):\n    return x\nk = h\ndef h(x):\n    return 2 * x", "an earlier h"),
-    "a container that is filled": ("h = []\ng(h)\nh.append(1)", "h"),
-    "a default that is filled": ("def h(x, seen=[]):\n    return seen\nh(1)", "h"),
-    "a class that is filled": ("class h:\n    seen = {}\nh.seen['a'] = 1\nprint(h)", "h"),
+    "a computed attribute": ("import torch\ngetattr(torch, 'a' + 'b')()", "an attribute by a computed name"),
+    "a library that is handed on": ("import torch\ng(torch.nn)", "a module handed on as a value"),
+    "another package": ("import pyclbr\npyclbr.importlib.import_module('a')", "pyclbr"),
+    "an import of the exercise's name": ("from mine import softmax", "mine"),
 }
 
 
 @pytest.mark.parametrize(("cell", "what"), DOUBTFUL.values(), ids=DOUBTFUL)
-def test_what_could_change_an_exercise_unseen_is_seen(cell, what):
-    assert what in doubts(cell, F)
-    assert not doubts(cell, F, given=(cell, F))  # what students are given is beyond doubt
+def test_what_could_change_an_exercise_unseen_is_in_doubt(cell, what):
+    assert what in doubts(cell, RIGHT)
 
 
 INNOCENT = {
-    "a test of one's own": "print(f(3), h(2))",
-    "a plot": "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot(f([1, 2]))",
-    "an installation": "!pip install numpy\n%pip install numpy",
-    "a time": "%%time\nprint(f(3))",
-    "an import": "import inspect, numpy as np, torch.nn.functional as F\nfrom torch import nn",
-    "a class": "class G:\n    def __init__(self, x):\n        self.x = x\n        self.y = getattr(self, f'{x}')",
-    "a function of autograd": "class G:\n    def forward(ctx, x):\n        ctx.kept = x",
-    "a constant": "EPS = 1e-6\ndef g(x):\n    return x + EPS",
-    "a weight": "import torch\nlayer = torch.nn.Linear(2, 2)\nlayer.weight = None",
-    "a name like a module's": "profile = 3\nprint(profile)",
+    "a test of one's own": "print(softmax(np.ones(3)))",
+    "a line that does nothing": "%matplotlib inline\n%pip install numpy",
+    "a time": "%%time\nprint(softmax(np.ones(3)))",
+    "an import": "import inspect, torch.nn.functional as F\nfrom torch import nn, softmax as theirs",
+    "a container that is filled": "BOX = []\ndef put(x):\n    global LAST\n    LAST = x\n    BOX.append(x)\nput(1)",
+    "an attribute that is set": "class A:\n    pass\nA.x = 1\nsetattr(A, 'y', 2)",
+    "a name like a module's": "profile = code = 3\nprint(profile, code)",
     "a library's name as text": "print('exec', 'torch._C')",
-    "a right answer twice": "def g(x):\n    return x\ndef g(x):\n    return x + 1",
+    "another exercise": "import torch\nclass AdditiveAttention(torch.nn.Module):\n    pass",
 }
 
 
 @pytest.mark.parametrize("cell", INNOCENT.values(), ids=INNOCENT)
-def test_what_is_innocent_raises_no_doubt(cell):
-    assert not doubts("def h(x):\n    return x", F, cell)
+def test_what_uses_nothing_that_is_ruled_out_is_not(cell):
+    assert not doubts(cell, RIGHT)
+
+
+def test_another_exercise_is_in_doubt_where_something_names_it():
+    other = "import torch\nclass AdditiveAttention(torch.nn.Module):\n    pass"
+    assert doubts(other, RIGHT, "keep = [AdditiveAttention]") == ["torch"]
+    assert doubts(other + "\n    x = exec('1')", RIGHT) == ["exec"]
 
 
 @pytest.mark.parametrize("slug", course.slugs())
 def test_right_answers_raise_no_doubt(slug):
-    given = course.given_cells(slug)
     handed_in = nbformat.writes(instructor_notebook(slug)).encode()
-    notebook = Notebook(read(read_notebook(handed_in, slug, given).cells), given.values())
-    assert {exercise.name: notebook.doubts(exercise.name) for exercise in course.sheet(slug).exercises} == {
-        exercise.name: [] for exercise in course.sheet(slug).exercises
-    }
+    notebook = Notebook(read(read_notebook(handed_in, slug, course.given_cells(slug)).cells), slug)
+    assert not [doubt for exercise in course.sheet(slug).exercises for doubt in notebook.doubts(exercise)]
 
 
-def test_alone_stay_imports_what_the_exercise_needs_and_what_is_given():
+def test_only_what_is_ruled_out_is_left_out():
+    given = course.given_cells(SLUG)[f"{SLUG}-given"]
     cells = (
-        "A = 1; print(A)\nimport os, mine\nimport math",
-        "@print\ndef h(x):\n    return x + A\nexec('')",
-        F + "\nf(1)",
-        "given(exec)",
+        given,
+        "import torch; A = 1; print(A)\nB = torch.ones(2)\nA += 1\nprint(B)",
+        CALLS,
+        "def helper(s, a): return A",
     )
-    alone = Notebook(read(cells), ["given(exec)"]).alone("f", ())
-    assert alone == ("A = 1\nimport math", "@print\ndef h(x):\n    return x + A", F, "given(exec)")
-
-
-def test_what_a_name_meant_before_stays_if_it_may_be_used():
-    cells = ("import torch", "def h(x):\n    return {}", "k = h", "def h(x):\n    return k(x)", F)
-    for body, stays in (("x", True), ("torch.softmax(x)", False)):
-        written = [cell.format(body) for cell in cells]
-        alone = Notebook(read(written), ()).alone("f", ("torch.softmax",))
-        assert alone == (written[0], written[1] if stays else "", *written[2:])
+    alone = Notebook(read(cells), SLUG).without(EXERCISE)
+    kept = ("import torch", "A = 1", "print(A)", "A += 1", "print(B)")  # each by itself: what misses B costs no other
+    assert alone == (given, *kept, CALLS, "def helper(s, a):\n    return A")
 
 
 def test_scratch_work_costs_nothing(monkeypatch):
@@ -119,19 +104,64 @@ def test_scratch_work_costs_nothing(monkeypatch):
         "import inspect, sys, torch\nx = np.ones((2, 3))\n"
         "print(np.allclose(softmax(x), torch.softmax(torch.from_numpy(x), -1)), list(globals()), sys.modules.keys())",
         "%timeit softmax(x)",
-        "def count():\n    global calls\n    calls = 1\ncount()",
+        "TABLE = {}\nfor n in range(3):\n    TABLE[n] = 1.0",
     )
+    answer = RIGHT.replace("def softmax(", "Kind = np.ndarray\ndef softmax(").replace("scores:", "scores: 'Kind' or")
     looks = []
     look = judge.judge_exercises
     monkeypatch.setattr(judge, "judge_exercises", lambda *given: (looks.append(given[1]), look(*given))[1])
-    assert (hand_in(RIGHT, *scratch).outcome, len(looks)) == ("passed", 2)
+    assert (hand_in(*scratch, answer).outcome, len(looks)) == ("passed", 2)
     assert not any("globals" in cell for cell in looks[1])
     assert (hand_in(RIGHT, "print(softmax(np.ones((2, 3))))").outcome, len(looks)) == ("passed", 3)
 
 
-def test_what_an_exercise_owes_to_unseen_code_is_not_paid_and_the_student_reads_why():
-    library = "import torch\ndef lib(s, axis=-1):\n    return torch.softmax(torch.from_numpy(s), axis).numpy()"
-    found = hand_in(WRONG, library, "exec('softmax = lib')")
+def test_a_first_try_with_the_library_costs_nothing():
+    first = LIB.replace("def lib(s,", "def softmax(s,")
+    assert hand_in(first, "x = softmax(np.ones((2, 3)))", RIGHT).outcome == "passed"
+
+
+UNSEEN = {
+    "a walrus in a default": (WRONG, LIB, "def g(x=(softmax := lib)):\n    pass"),
+    "a walrus in an annotation": (WRONG, LIB, "def g(x: (softmax := lib)):\n    pass"),
+    "a magic without its sign": (WRONG, LIB, "time softmax = lib"),
+    "a magic before a form feed": (WRONG, LIB, "%%time\x0csoftmax = lib\nprint(1)"),
+    "the shell by another name": (WRONG, LIB, "quit._ip.push({'softmax': lib})"),
+    "an update of attributes": (
+        WRONG,
+        LIB,
+        "import functools\nfunctools.update_wrapper(softmax, lib, ('__code__',), ())",
+    ),
+    "a library's container": (LIB + "\nnp.typecodes['s'] = lib", CALLS.replace("helper", "np.typecodes['s']")),
+    "a library's hook": (LIB + "\nnp.seterrcall(lib)", CALLS.replace("helper", "np.geterrcall()")),
+    "a default of a lambda": (
+        "helper = lambda s, a, box=[]: box.append(s) if callable(s) else box[0](s, a)",
+        LIB + "\nhelper(lib, 0)",
+        CALLS,
+    ),
+    "an earlier meaning": (LIB + "\ndef first(s, a):\n    return lib(s, a)\nhelper = first", CALLS),
+}
+
+
+@pytest.mark.parametrize("cells", UNSEEN.values(), ids=UNSEEN)
+def test_what_an_exercise_owes_to_other_cells_is_not_paid(cells):
+    assert hand_in(*cells).score == 0
+
+
+def test_what_another_exercise_hides_is_not_paid():
+    cells = [cell for name, cell in _answers("multi_head").items() if name not in ("KVCache", "decode_step")]
+    theirs = "torch.nn.functional.scaled_dot_product_attention"
+    cache = _answers("multi_head")["KVCache"] + f"\n    def serve(self, *given):\n        return {theirs}(*given)\n"
+    honest = _answers("multi_head")["decode_step"]
+    assert hand_in(*cells, _answers("multi_head")["KVCache"], honest, slug="multi_head", name="decode_step").score == 5
+    assert hand_in(*cells, cache, honest, slug="multi_head", name="decode_step").score == 0
+
+
+def _answers(slug):
+    return {name: one.source for name, one in course.solution(slug).definitions.items()}
+
+
+def test_the_student_reads_what_was_left_out():
+    found = hand_in(WRONG, LIB, "exec('softmax = lib')")
     assert (found.outcome, found.score) == ("failed", 0)
-    place = f"code cell {len(course.given_cells(SLUG)) + 3}"  # given cells that are missing are put in front
-    assert found.message.startswith(f"Your notebook holds `exec` ({place}), which can change other code")
+    number = len(course.given_cells(SLUG)) + 2  # given cells that are missing are put in front
+    assert found.message.startswith(f"Code cell {number} of your notebook has `torch`, which this exercise's contract")

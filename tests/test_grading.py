@@ -560,6 +560,31 @@ SLIPS_THROUGH = {
     "def f(x):\n    m = max(t.special, key=id)\n    return m.log_softmax(x, 0)",
     "hung on a module": "import torch\nimport numpy as np\nnp.s = torch.softmax\ndef f(x):\n    return np.s(x, 0)",
 }
+_T = "import torch\n"
+_HANDED = _T + "def f(x):\n    return {}.softmax(x, 0)"
+SLIPS_THROUGH |= {
+    "a module from a lambda": _HANDED.format("(lambda: torch.nn.functional)()"),
+    "a module as an attribute": _T + "class f:\n    def __init__(self):\n        self.lib = torch.nn.functional",
+    "a module imported into a class": "class f:\n    import torch.nn.functional as lib",
+    "a module as an argument": _T + "def g(lib, x):\n    return lib.softly(x)\ndef f(x):\n    return g(torch, x)",
+    "a private name": "import torch as _f__t\nclass f:\n    def g(self, x):\n        return __t.special.log_softmax(x, 0)",
+    "a global name under a local one": _T + "def f(x):\n    torch = None\n"
+    "    def g():\n        global torch\n        return torch.special\n    return g()",
+    "a name in the target of a loop": _T + "def f(x, d):\n    return [torch.softmax(x, 0) for d[torch] in [0]]",
+    "a star over an own name": "def softmax(x):\n    return x\ndef f(x):\n    return softmax(x)\nfrom torch import *",
+    "getattr handed on": _T + "from functools import reduce\ndef f(x):\n    return reduce(getattr, ['a'], torch)(x)",
+    "a computed attribute": _T + "def f(x):\n    return getattr(torch, 'soft' + 'max')(x, 0)",
+    "a computed getter": "import operator\ndef f(x):\n    return operator.attrgetter('soft' + 'max')(x)(0)",
+    "a class pattern": _T + "def f(x):\n    match torch:\n        case object(softmax=s):\n            return s(x, 0)",
+    "modules by way of another": "import os\ndef f(x):\n    return os.sys.modules['torch'].tanh(x)",
+    "the same by another path": _T + "def f(x):\n    return torch.nn.functional.torch.softmax(x, 0)",
+    "another package": "import pyclbr\ndef f(x):\n    return pyclbr.importlib.import_module('torch').tanh(x)",
+    "a private name of a library": "import typing\ndef f(x):\n    return typing._eval_type(x, {}, {})",
+    "text in a shape": "import numpy as np\nfrom jaxtyping import Float\n"
+    "def f(x):\n    return isinstance(x, Float[np.ndarray, 'n n+len(x)'])",
+    "a call among types": _T + "def f(x, box):\n    return isinstance(x, box.append(torch.softmax))",
+    "a relative": _T + "def f(x):\n    return torch.nn.Softmax(0)(x)",
+}
 FORBIDDEN = (
     "torch.softmax",
     "torch.nn.functional.softmax",
@@ -606,6 +631,12 @@ WRONGLY_FOUND = {
     "a dtype handed on": "import torch\ndef f(x):\n    y = torch.zeros(3, dtype=torch.float64)\n    return y.softer(x)",
     "a function of that name inside": "def f(x):\n    def code(y):\n        return y\n    return code(x)",
     "a parameter called eval": "def f(x, eval=False):\n    return x if eval else -x",
+    "a function with a module's name": "def profile(x):\n    return x\ndef f(x):\n    return profile(x)",
+    "attributes by written names": "import numpy as np\ndef f(x):\n"
+    "    for i, op in enumerate(('exp', 'log')):\n        x = getattr(np, op)(x)\n    return x",
+    "an attribute of oneself": "class f:\n    def g(self, name):\n        return getattr(self, name), self.__dict__",
+    "a second name for a module": "import torch\nF = torch.nn.functional\ndef f(x):\n    return F.relu(x)",
+    "a type that is asked for": "import torch\ndef f(x: torch.softmax):\n    return isinstance(x, torch.softmax)",
 }
 
 

@@ -10,60 +10,123 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
-BARE = ("exec", "eval", "compile", "__import__", "get_ipython", "globals", "vars", "locals")
-# Attributes through which code, names and frames can be reached or written, whatever they are attributes of.
-BACKDOORS = (
-    *("__builtins__", "__closure__", "__code__", "__defaults__", "__dict__", "__globals__", "__kwdefaults__"),
-    *("__delattr__", "__getattribute__", "__loader__", "__reduce__", "__reduce_ex__", "__self__", "__setattr__"),
-    *(
-        "__spec__",
-        "__subclasses__",
-        "cr_frame",
-        "f_back",
-        "f_builtins",
-        "f_globals",
-        "f_locals",
-        "gi_frame",
-        "tb_frame",
-    ),
+BARE = (
+    *("exec", "eval", "compile", "__import__", "get_ipython", "globals", "vars", "locals"),
+    *("__builtin__", "__builtins__", "_ih", "_oh", "_dh"),
 )
-COMPUTED = "an attribute by a computed name"
-# Modules and functions that make code or names out of text, or lead to what runs the notebook; `*` stands for any end.
+# Ruled out in every exercise: what makes code or names out of text, or leads to what runs the notebook.
 EVERYWHERE = (
     *BARE,
+    *(f"builtins.{name}" for name in ("exec", "eval", "compile", "__import__", "globals", "vars")),
+    "__main__",
+    "autograder",
+    "code",
+    "codeop",
+    "ctypes",
+    "gc",
+    "importlib",
+    "inspect",
+    "marshal",
+    "multiprocessing",
+    "numpy.ctypeslib",
+    "numpy.load",
+    "pickle",
+    "pkgutil",
+    "runpy",
+    "sys.modules",
+    "sys.path",
+    "sys.setprofile",
+    "sys.settrace",
+    "threading",
+    "torch._C",
+    "torch.hub",
+    "torch.load",
+    "torch.utils._python_dispatch",
+    "torch.utils.cpp_extension",
+    "tracemalloc",
+    "triton.runtime",
+    "types.CodeType",
+    "types.FunctionType",
+    "types.LambdaType",
+    "unittest",
+)
+# Attributes by which code, names and frames can be reached, whatever they are attributes of.
+BACKDOORS = (
+    *("__annotations__", "__builtins__", "__closure__", "__code__", "__defaults__", "__dict__", "__globals__"),
+    *("__kwdefaults__", "__loader__", "__self__", "__spec__", "__subclasses__", "_evaluate", "_ip"),
+    *("cr_frame", "f_back", "f_builtins", "f_globals", "f_locals", "gi_frame", "tb_frame"),
+)
+COMPUTED = "an attribute by a computed name"
+HANDED_ON = "a module handed on as a value"
+PRIVATE = "a private name of a library"
+# Ruled out besides where a contract rules anything out: other roads to what it names. `*` stands for any end.
+STRICT = (
     *BACKDOORS,
     COMPUTED,
-    *("__main__", "builtins.__import__", "builtins.compile", "builtins.eval", "builtins.exec", "builtins.globals"),
-    *("builtins.vars", "autograder", "bdb", "cProfile", "cffi", "cloudpickle", "code", "codeop", "ctypes", "dask"),
-    *("doctest", "gc", "importlib", "inspect", "IPython", "jinja2", "joblib", "mako", "marshal", "multiprocessing"),
-    *("numpy.ctypeslib", "numpy.f2py", "numpy.load", "pdb", "pickle", "pkgutil", "profile", "pydoc", "runpy", "site"),
-    *("string.Formatter", "sympy", "sys._getframe", "sys.meta_path", "sys.modules", "sys.path", "sys.path_hooks"),
+    HANDED_ON,
     *(
-        "sys.setprofile",
-        "sys.settrace",
-        "threading",
-        "timeit",
-        "torch._C",
+        "logging.config",
+        "numpy.f2py",
+        "numpy.lib.format",
+        "numpy.testing",
+        "string.Formatter",
+        "sys._getframe",
+        "sys.meta_path",
+    ),
+    *(
+        "sys.path_hooks",
         "torch._*",
+        "torch.ao",
         "torch.classes",
         "torch.fx",
-        "torch.hub",
+        "torch.jit",
+        "torch.library",
+        "torch.onnx",
     ),
-    *("torch.jit", "torch.library", "torch.load", "torch.nn.modules.module.register_*", "torch.ops", "torch.overrides"),
-    *("torch.package", "torch.utils._python_dispatch", "torch.utils.cpp_extension", "tracemalloc", "triton.runtime"),
-    *("types.CodeType", "types.FunctionType", "types.LambdaType", "typing.ForwardRef", "typing.get_type_hints"),
-    *("unittest", "zipimport"),
+    *("torch.nn.modules.module.register_*", "torch.ops", "torch.overrides", "torch.package", "torch.testing"),
+    *("torch.utils.benchmark", "typing.ForwardRef", "typing.get_type_hints"),
 )
-# What a contract rules out with a name: classes of the library that are built from it.
-RELATIVES = {"torch.nn.MultiheadAttention": ("torch.nn.Transformer*",)}
+# The packages that a solution may use where a contract rules anything out. Too many others evaluate text or import.
+LIBRARIES = (
+    *("__future__", "abc", "array", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses"),
+    *("decimal", "enum", "fractions", "functools", "heapq", "io", "itertools", "jaxtyping", "json", "logging", "math"),
+    *("numbers", "numpy", "operator", "os", "pprint", "random", "re", "solutions", "statistics", "string", "sys"),
+    *("textwrap", "time", "torch", "triton", "types", "typing", "warnings"),
+)
+# What a contract rules out with a name: what is built from it, or computes the same.
+RELATIVES = {
+    "torch.nn.MultiheadAttention": (
+        *("torch.nn.modules.transformer.*", "torch.nn.functional.multi_head_attention_forward", "torch.nn.attention"),
+    ),
+    "torch.autograd": (".grad_fn", ".next_functions"),
+    ".roll": ("numpy.roll",),
+    ".gather": ("numpy.take_along_axis",),
+    ".take_along_dim": ("numpy.take_along_axis",),
+    "torch.softmax": (
+        *("torch.log_softmax", "torch.nn.functional.log_softmax", "torch.nn.functional.softmin", ".log_softmax"),
+        *("torch.nn.modules.activation.LogSoftmax", "torch.nn.modules.activation.Soft*", "torch.special"),
+    ),
+    "torch.matmul": (
+        *("torch.addbmm", "torch.addmm", "torch.baddbmm", "torch.chain_matmul", "torch.inner", "torch.linalg"),
+        *(
+            "torch.nn.functional.linear",
+            "torch.nn.modules.linear.*",
+            "torch.tensordot",
+            ".addbmm",
+            ".addmm",
+            ".baddbmm",
+        ),
+    ),
+}
 Aliases = dict[str, set[str]]
 
 
@@ -102,7 +165,7 @@ class Scope:
 
     def learn(self, target: ast.expr, value: ast.expr, outer: Scope | None = None) -> None:
         """An assignment makes a name another word for the library names in its value (`sm = torch.softmax`)."""
-        names = [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
+        names = list(_targets(target))
         if names:
             carried = {*_carried(value, self), *(_carried(value, outer) if outer else ())}
             for name in names:
@@ -120,8 +183,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 class Reach:
     """Top-level names of a notebook: what each is bound to, and which library names it may be another word for.
 
-    ``cells`` are its code cells, taken apart; ``imported`` the packages of which it imports something; ``replaced``
-    holds what names meant before they were defined anew.
+    ``cells`` are its code cells, taken apart; ``imported`` the packages of which it imports something.
     """
 
     def __init__(self, cells: Sequence[str], faulted: Collection[int]) -> None:
@@ -129,7 +191,6 @@ class Reach:
         self.scope = Scope(defaultdict(set))
         self.stars: list[str] = []
         self.imported: set[str] = set()
-        self.replaced: dict[str, list[Statement]] = defaultdict(list)
         self.patches: list[Statement] = []
         self.cells = [_cell(source) for source in cells]
         for index, cell in enumerate(self.cells):
@@ -152,18 +213,15 @@ class Reach:
     def _binding(self, statement: Statement, faulted: bool) -> None:
         if isinstance(statement.node, _DEFINITIONS):
             if not faulted:  # a cell that broke off may never have come to this line, so what stood before may still
-                self.replaced[statement.node.name] += self.nodes.pop(statement.node.name, [])
+                self.nodes[statement.node.name].clear()
             self.nodes[statement.node.name].append(statement)
         for target, value in statement.assignments:
             self.scope.learn(target, value)
         for name in statement.binds:
             self.nodes[name].append(statement)
 
-    def reachable(self, name: str, judged: Collection[str] = (), ever: bool = False) -> list[Statement]:
-        """Every top-level statement that the name leads to, but not by way of the names in ``judged``.
-
-        ``ever``: by way of what names meant before they were defined anew, too.
-        """
+    def reachable(self, name: str, judged: Collection[str] = ()) -> list[Statement]:
+        """Every top-level statement that the name leads to, but not by way of the names in ``judged``."""
         seen: set[str] = set(judged)
         walked: set[int] = set()
         found: list[Statement] = []
@@ -173,7 +231,7 @@ class Reach:
             if current in seen:
                 continue
             seen.add(current)
-            for statement in (*self.nodes.get(current, ()), *(self.replaced.get(current, ()) if ever else ())):
+            for statement in self.nodes.get(current, []):
                 if id(statement) in walked:
                     continue
                 walked.add(id(statement))
@@ -185,12 +243,33 @@ class Reach:
         """A statement as this notebook's names give it its meaning."""
         return statement.read(self.scope, self._meaning)
 
-    def may_come_from_a_star(self, name: str) -> bool:
-        """Whether a bare name is neither the notebook's own nor Python's."""
-        return name not in self.nodes and name not in self.scope.aliases and not hasattr(builtins, name)
+    def from_stars(self, name: str) -> Iterator[str]:
+        """What a bare name may mean because of `from … import *`: it is nobody else's, or the module has it too."""
+        free = name not in self.nodes and name not in self.scope.aliases and not hasattr(builtins, name)
+        yield from (f"{star}.{name}" for star in self.stars if free or _object(f"{star}.{name}") is not None)
 
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _followed(node: ast.AST) -> Iterator[ast.expr]:
+    """Values that reading can follow: one that gets a second name, and one of which `getattr` takes a part."""
+    if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
+        yield from [node.value] if isinstance(node.value, (ast.Name, ast.Attribute)) else []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+        yield from node.args[:1]
+
+
+def _types(node: ast.AST) -> Iterator[ast.expr]:
+    """Annotations, and the types that `isinstance` is given, as far as nothing is called in them."""
+    noted = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+    if isinstance(node, _FUNCTIONS):
+        noted += [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+        noted += node.args[1:]
+    yield from (one for one in noted if one and not any(isinstance(part, ast.Call) for part in ast.walk(one)))
+
+
 _Meaning = frozenset[tuple[str, frozenset[str]]]
 
 
@@ -201,8 +280,19 @@ class _Reading:
         self.walk = list(_scoped(root, scope))
         outer = (node.id for node, within in self.walk if isinstance(node, ast.Name) and node.id not in within.hidden)
         self.names = list(dict.fromkeys(outer))
-        called = {id(node.func) for node, _ in self.walk if isinstance(node, ast.Call)}
-        self.handed_on = {id(node) for node, _ in self.walk if isinstance(node, ast.Name)} - called
+        nodes = [node for node, _ in self.walk]
+        called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+        self.owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+        followed = {id(node) for node in nodes for value in _followed(node) for node in ast.walk(value)}
+        loaded = {id(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Load)}
+        self.of_classes = {id(child) for node in nodes if isinstance(node, ast.ClassDef) for child in node.body}
+        in_classes = {
+            id(c.value) for n in nodes if isinstance(n, ast.ClassDef) for c in n.body if isinstance(c, ast.Assign)
+        }
+        self.handed_on = (loaded - called - self.owners - followed) | in_classes
+        self.loops = _loops([*nodes, *(loop for node in nodes for loop in getattr(node, "generators", ()))])
+        # A type that is only asked for, or only noted, is not used.
+        self.asked = {id(part) for node in nodes for test in _types(node) for part in ast.walk(test)}
         self.findings: dict[tuple[str, ...], list[Finding]] = {}
 
 
@@ -275,7 +365,7 @@ def _bound(node: ast.AST) -> list[str]:
 
 
 class Cell:
-    """One cell, taken apart; ``readable`` is false if Python may run what a reader with the usual limits cannot."""
+    """One cell, taken apart; ``readable`` is false if it is no Python, at least with the usual limit on nesting."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -284,9 +374,7 @@ class Cell:
         self.statements: list[Statement] = []
         try:
             tree = ast.parse(plain_python(source))
-        except (SyntaxError, ValueError):
-            return  # what cannot be parsed cannot run either
-        except (RecursionError, MemoryError):  # but this may, with a higher limit
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             self.readable = False
             return
         self.imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -309,6 +397,8 @@ def _scoped(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.AST, Scope]]:
     if isinstance(node, _FUNCTIONS):
         outside: list[ast.AST] = [*node.args.defaults, *(default for default in node.args.kw_defaults if default)]
         outside += getattr(node, "decorator_list", [])
+        outside += [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg) and a.annotation]
+        outside += [annotation] if (annotation := getattr(node, "returns", None)) else []
         for child in outside:
             yield from _scoped(child, scope)
         inner = scope.inside(node)
@@ -335,13 +425,13 @@ def _scoped(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.AST, Scope]]:
 
 def _bound_by(node: Comprehension) -> frozenset[str]:
     """Names of a comprehension's variables."""
-    targets = [child for loop in node.generators for child in ast.walk(loop.target)]
-    return frozenset(child.id for child in targets if isinstance(child, ast.Name))
+    return frozenset(child.id for child in _loop_variables(node.generators) if isinstance(child, ast.Name))
 
 
 def _loop_variables(below: Sequence[ast.AST]) -> set[ast.AST]:
     """The places where comprehensions bind their variables, which nobody outside of them sees."""
-    return {name for child in below if isinstance(child, ast.comprehension) for name in ast.walk(child.target)}
+    targets = [child for loop in below if isinstance(loop, ast.comprehension) for child in ast.walk(loop.target)]
+    return {child for child in targets if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
 
 
 def _direct(node: ast.AST) -> list[ast.AST]:
@@ -385,6 +475,17 @@ def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
     return []
 
 
+def _targets(target: ast.expr) -> Iterator[str]:
+    """The names to which an assignment gives something: of `a.b[c] = …`, that is `a`."""
+    if isinstance(target, ast.Name):
+        yield target.id
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        for part in target.elts:
+            yield from _targets(part)
+    elif isinstance(target, (ast.Attribute, ast.Subscript, ast.Starred)):
+        yield from _targets(target.value)
+
+
 def _carried(value: ast.expr, scope: Scope) -> Iterator[str]:
     """Library names that a value may hand on: itself, or what lies in it (`[torch][0]`), but not what it calls."""
     if isinstance(value, (ast.Name, ast.Attribute)):
@@ -424,7 +525,7 @@ def _transformer() -> Any:
 def plain_python(source: str) -> str:
     """The cell as IPython runs it: `%…`, `!…` and `…?` become calls of `get_ipython()`."""
     if source.lstrip().startswith("%%"):  # the magic's first line; its body runs like any other
-        source = "\n" + source.lstrip().partition("\n")[2]
+        source = "\n" + "".join(source.lstrip().splitlines(keepends=True)[1:])
     return str(_transformer().transform_cell(source))
 
 
@@ -451,7 +552,9 @@ def forbidden_calls(reach: Reach, exercise: str, forbids: Sequence[str], judged:
 
 def ruled_out(forbids: Sequence[str]) -> tuple[str, ...]:
     """The names that an exercise may not use whose contract forbids these."""
-    return (*forbids, *(relative for name in forbids for relative in RELATIVES.get(name, ())), *EVERYWHERE)
+    if not forbids:
+        return EVERYWHERE
+    return (*forbids, *(relative for name in forbids for relative in RELATIVES.get(name, ())), *EVERYWHERE, *STRICT)
 
 
 def findings(statement: Statement, wanted: tuple[str, ...], reach: Reach) -> list[Finding]:
@@ -465,21 +568,57 @@ def findings(statement: Statement, wanted: tuple[str, ...], reach: Reach) -> lis
 
 
 def _found(reading: _Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[Finding]:
+    strict = HANDED_ON in wanted
     for node, scope in reading.walk:
-        if id(node) in reading.handed_on and _is_getattr(node, scope):
-            yield Finding(COMPUTED, getattr(node, "lineno", 0))
+        line = getattr(node, "lineno", 0)
+        if strict:
+            yield from (Finding(name, line) for name in _elsewhere(node, scope, reading, reach, wanted))
+        if id(node) in reading.asked:
+            continue
         # What no cell imports is no module, whatever it is called, unless a star brought it.
         named = root(node)
         here = wanted if named is None or named in scope.aliases or reach.stars else _but_modules(wanted)
-        for name in _library_names(node, scope, reach):
+        for name in _library_names(node, scope, reach, reading.loops):
+            if name == f"?.{COMPUTED}" and any(forbid.startswith(".") for forbid in wanted):
+                name = COMPUTED  # of a tensor it may be the method that is ruled out
             hit = (_hit if len(name) <= _MOST_LETTERS else _hit.__wrapped__)(name, here)
-            if hit is not None:
-                yield Finding(hit, getattr(node, "lineno", 0))
+            if hit is not None and not (hit == "__dict__" and named == "self"):
+                yield Finding(hit, line)
+
+
+def _elsewhere(node: ast.AST, scope: Scope, reading: _Reading, reach: Reach, wanted: tuple[str, ...]) -> Iterator[str]:
+    """Ways out of what reading can follow: other packages, modules as values, attributes by computed names."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        dotted_names = [dotted_name for _, dotted_name in _imported(node)] or [getattr(node, "module", None) or ""]
+        for dotted_name in dotted_names:
+            package = dotted_name.partition(".")[0]
+            if package not in LIBRARIES:
+                yield package or "a relative import"
+            elif id(node) in reading.of_classes and _holds(dotted_name, wanted):
+                yield HANDED_ON
+    elif isinstance(node, (ast.Name, ast.Attribute)) and id(node) not in reading.owners:
+        names = dotted(node, scope) if root(node) in scope.aliases else []
+        yield from (p for p in (name.partition(".")[0] for name in names) if p in reach.imported and p not in LIBRARIES)
+        yield from (PRIVATE for name in names if re.match(r"(?!(?:os|sys|torch)\.).*\._(?!_)", name))
+        if id(node) in reading.handed_on and any(_holds(name, wanted) for name in names):
+            yield HANDED_ON
+    if isinstance(node, ast.Name) and id(node) in reading.handed_on and _GETATTR & set(dotted(node, scope)):
+        yield COMPUTED
+    if isinstance(node, ast.Global) and any(name in reach.scope.aliases for name in node.names):
+        yield COMPUTED
+    if isinstance(node, ast.Subscript) and any(name.startswith("jaxtyping.") for name in dotted(node.value, scope)):
+        texts = [part.value for part in ast.walk(node.slice) if isinstance(part, ast.Constant)]
+        yield from (COMPUTED for text in texts if isinstance(text, str) and "(" in text)  # it would be evaluated
+
+
+def _holds(name: str, wanted: tuple[str, ...]) -> bool:
+    """Whether a name is that of a module in which something forbidden lies."""
+    return isinstance(_object(name), ModuleType) and any(forbid.startswith(f"{name}.") for forbid in wanted)
 
 
 @lru_cache(maxsize=256)
 def _but_modules(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in wanted if name in (*BARE, *BACKDOORS) or name not in EVERYWHERE)
+    return tuple(name for name in wanted if name in (*BARE, *BACKDOORS) or name not in (*EVERYWHERE, *STRICT))
 
 
 _MOST_LETTERS = 200  # of a name that is remembered: a notebook could make each of them as long as it is itself
@@ -489,6 +628,8 @@ _MOST_LETTERS = 200  # of a name that is remembered: a notebook could make each 
 def _hit(name: str, wanted: tuple[str, ...]) -> str | None:
     """The first of the forbidden names that this one is, or that what it stands for has as well."""
     thing, names = _object(name), {name, _by_its_module(name)}
+    if isinstance(thing, type) and thing.__module__.startswith("torch.nn."):
+        names.add(f"{thing.__module__}.{thing.__qualname__}")
     for forbid in wanted:
         if any(_matches(one, forbid) for one in names) or (callable(thing) and thing is _object(forbid)):
             return name if forbid.endswith("*") else forbid
@@ -535,15 +676,15 @@ def _defaults(arguments: ast.arguments) -> list[tuple[ast.expr, ast.expr]]:
     return [(ast.Name(argument.arg, ast.Store()), default) for argument, default in given]
 
 
-def _library_names(node: ast.AST, scope: Scope, reach: Reach) -> Iterator[str]:
+def _library_names(node: ast.AST, scope: Scope, reach: Reach, loops: Loops) -> Iterator[str]:
     """Dotted names that one node stands for."""
     if isinstance(node, (ast.Attribute, ast.Name)):
         yield from dotted(node, scope)
         free = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in scope.hidden
-        if isinstance(node, ast.Name) and free and reach.may_come_from_a_star(node.id):
-            yield from (f"{module}.{node.id}" for module in reach.stars)
+        if isinstance(node, ast.Name) and free:
+            yield from reach.from_stars(node.id)
     elif isinstance(node, ast.Call):
-        yield from _by_string(node, scope)
+        yield from _by_string(node, scope, reach, loops)
     elif isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.MatMult):
         yield "@"
     elif isinstance(node, ast.MatchClass):
@@ -554,17 +695,56 @@ def _library_names(node: ast.AST, scope: Scope, reach: Reach) -> Iterator[str]:
         yield from (alias.name for alias in node.names)
 
 
-def _by_string(call: ast.Call, scope: Scope) -> Iterator[str]:
+def _by_string(call: ast.Call, scope: Scope, reach: Reach, loops: Loops) -> Iterator[str]:
     """`getattr(torch, "softmax")`, and `attrgetter("softmax")(torch)`."""
     text = next((a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), None)
     names = set(dotted(call.func, scope))
     if names & _GETATTR:
-        if text is None:
-            yield from () if call.args and root(call.args[0]) == "self" else (COMPUTED,)
-        else:
-            yield from (f"{owner}.{text}" for owner in dotted(call.args[0], scope) or ["?"])
+        owner = call.args[0] if call.args else None
+        texts = [text] if text is not None else _texts(call.args[1:2], loops)
+        if owner is not None and texts:
+            yield from (f"{name}.{text}" for text in texts for name in dotted(owner, scope) or ["?"])
+        elif owner is None or any(name.partition(".")[0] in reach.imported for name in dotted(owner, scope)):
+            yield COMPUTED
+        elif not (isinstance(owner, ast.Name) and owner.id == "self"):
+            yield f"?.{COMPUTED}"
     elif any(name.rpartition(".")[2] in ("attrgetter", "methodcaller", "__getattribute__") for name in names):
         yield from (COMPUTED,) if text is None else _of_anything(text, scope)
+
+
+def _texts(name: Sequence[ast.expr], loops: Loops) -> Sequence[str]:
+    """What a variable may be that does nothing but run through texts that are written out."""
+    return loops.get(name[0].id, ()) if name and isinstance(name[0], ast.Name) else ()
+
+
+Loops = Mapping[str, Sequence[str]]
+
+
+def _loops(nodes: Sequence[ast.AST]) -> Loops:
+    """Variables of loops over texts that are written out, and are bound by nothing else."""
+    found: dict[str, list[str]] = {}
+    counted: dict[str, int] = defaultdict(int)
+    for name, values in (pair for node in nodes for pair in _runs_through(node)):
+        texts = [getattr(part, "value", None) for part in getattr(values, "elts", ())]
+        if texts and all(isinstance(text, str) for text in texts):
+            found.setdefault(name, []).extend(map(str, texts))
+            counted[name] += 1
+    bound = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return {name: texts for name, texts in found.items() if bound.count(name) == counted[name]}
+
+
+def _runs_through(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """The variables of a loop with what each runs through, also by `enumerate` and `zip`."""
+    if isinstance(node, (ast.For, ast.comprehension)):
+        targets, values = [node.target], [node.iter]
+        if (
+            isinstance(node.iter, ast.Call)
+            and isinstance(node.iter.func, ast.Name)
+            and isinstance(node.target, ast.Tuple)
+        ):
+            skipped = {"enumerate": 1, "zip": 0}.get(node.iter.func.id)
+            targets, values = node.target.elts[skipped:] if skipped is not None else [], node.iter.args
+        yield from ((t.id, v) for t, v in zip(targets, values, strict=False) if isinstance(t, ast.Name))
 
 
 def _of_anything(attribute: str, scope: Scope) -> Iterator[str]:
@@ -576,10 +756,6 @@ def _of_anything(attribute: str, scope: Scope) -> Iterator[str]:
 _GETATTR = {"getattr", "builtins.getattr"}
 
 
-def _is_getattr(node: ast.AST, scope: Scope) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and bool(_GETATTR & set(dotted(node, scope)))
-
-
 def dotted(node: ast.AST, scope: Scope) -> list[str]:
     """`F.softmax` as `torch.nn.functional.softmax`; a method of something unknown as `?.softmax`."""
     parts: list[str] = []
@@ -587,6 +763,9 @@ def dotted(node: ast.AST, scope: Scope) -> list[str]:
         parts.append(node.attr)
         node = node.value
     tail = list(reversed(parts))
+    if isinstance(node, ast.Name) and node.id.startswith("__") and not node.id.endswith("__"):
+        within = [name for name in scope.aliases if name.endswith(node.id)]  # in a class, `__x` means `_Class__x`
+        return [".".join([meaning, *tail]) for name in within for meaning in scope.aliases[name]]
     if isinstance(node, ast.Name) and node.id in scope.aliases:
         itself = (node.id,) if node.id in BARE else ()  # `globals()["f"] = …` makes no alias of it
         return [".".join([name, *tail]) for name in (*scope.aliases[node.id], *itself)]

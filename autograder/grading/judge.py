@@ -111,7 +111,7 @@ def _judged(
         graded = judge_exercises(session, cells, exercises, seeds, known, code)
     if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
         return _judged(cells, exercises, seeds, limits, {})
-    notebook = Notebook(code, course.given_cells(exercises[0].slug).values())
+    notebook = Notebook(code, exercises[0].slug)
     return [
         result if exercise.id in known else _beyond_doubt(result, exercise, notebook, seeds, limits)
         for exercise, result in zip(exercises, graded, strict=True)
@@ -122,9 +122,9 @@ def _beyond_doubt(
     result: ExerciseResult, exercise: Exercise, notebook: Notebook, seeds: Seeds, limits: Limits | None
 ) -> ExerciseResult:
     """The result of an exercise, or what it is worth by itself if the rest of the notebook could have changed it."""
-    if not result.score or not (doubts := notebook.doubts(exercise.name)):
+    if not result.score or not (doubts := notebook.doubts(exercise)):
         return result
-    cells = notebook.alone(exercise.name, exercise.forbids)
+    cells = notebook.without(exercise)
     with Session(cells, limits) as session:
         (alone,) = judge_exercises(session, cells, [exercise], seeds)
     if alone.score >= result.score:
@@ -135,8 +135,8 @@ def _beyond_doubt(
 def _in_doubt(doubts: Sequence[Doubt]) -> str:
     first = doubts[0]
     return (
-        f"Your notebook holds `{first.what}` (code cell {first.cell}), which can change other code without being seen. "
-        "So this exercise was judged with nothing but its own code, what that calls, and your imports."
+        f"Code cell {first.cell} of your notebook has `{first.what}`, which this exercise's contract rules out. The "
+        "exercise's own code does not use it, but could be changed by it, so it was judged without that."
     )
 
 

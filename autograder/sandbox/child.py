@@ -47,6 +47,7 @@ def warm_up() -> None:
     settings.InteractiveShell.xmode = "Minimal"
     _shell = InteractiveShell.instance(config=settings)
     _shell.input_transformer_manager = Transformer()
+    _shell.automagic = False  # a line that is no Python is a mistake, whatever its first word
     # What is shown goes nowhere, and a traceback is costly to draw.
     _shell.showtraceback = _shell.showsyntaxerror = lambda *arguments, **options: None
     # Nothing can be installed, started or shown in the jail. A cell that tries goes on with its other lines.
