@@ -567,7 +567,7 @@ SLIPS_THROUGH |= {
     "a module as an attribute": _T + "class f:\n    def __init__(self):\n        self.lib = torch.nn.functional",
     "a module imported into a class": "class f:\n    import torch.nn.functional as lib",
     "a module as an argument": _T + "def g(lib, x):\n    return lib.softly(x)\ndef f(x):\n    return g(torch, x)",
-    "a private name": "import torch as _f__t\nclass f:\n    def g(self, x):\n        return __t.special.log_softmax(x, 0)",
+    "a private name": "import torch as _f__t\nclass f:\n    def g(self):\n        return __t.special.log_softmax",
     "a global name under a local one": _T + "def f(x):\n    torch = None\n"
     "    def g():\n        global torch\n        return torch.special\n    return g()",
     "a name in the target of a loop": _T + "def f(x, d):\n    return [torch.softmax(x, 0) for d[torch] in [0]]",

@@ -12,8 +12,8 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
 - A hidden test tells its outcome, so each regrade tells a submission a few bits about inputs it has seen; shapes and
   sizes of errors in messages tell a little more. Hidden numbers are the student's own, so nobody else learns from it.
 - Whether source code reaches a forbidden function cannot be decided for all programs. The check follows names, not
-  values. What other cells could do to an exercise unseen does not count, because an exercise in doubt is judged alone;
-  what its own code puts together while it runs is found only where the road to it is itself ruled out. A person who
+  values. What other cells could do to an exercise unseen does not count, because it is judged without what it may not
+  use wherever that lies elsewhere; what its own code puts together while it runs is found only where the road to it is itself ruled out. A person who
   reads the notebook sees it at once. The attacks on the walls are judged without that second look, and those that go
   into the sandbox's own modules hide behind `builtins` where they can, so that the walls are tried; the test therefore
   takes "forbidden" for an answer everywhere.

@@ -3,7 +3,7 @@
 from corpus import ADDITIVE, Submission, attack, reference
 
 _CHECK = "The source check follows names through the whole notebook and knows this road."
-_ALONE = "What could change code unseen is seen; the exercise is judged once more, without it."
+_ALONE = "What the exercise may not use lies in another cell; the exercise is judged once more, without it."
 _WITHOUT = ("failed", "crashed", "not_attempted")  # what is left of an exercise that lived by something else
 
 
