@@ -13,10 +13,10 @@ Residual risk, in plain words. What follows is not stopped, and why we live with
   sizes of errors in messages tell a little more. Hidden numbers are the student's own, so nobody else learns from it.
 - Whether source code reaches a forbidden function cannot be decided for all programs. The check follows names, not
   values. What other cells could do to an exercise unseen does not count, because it is judged without what it may not
-  use wherever that lies elsewhere; what its own code puts together while it runs is found only where the road to it is itself ruled out. A person who
-  reads the notebook sees it at once. The attacks on the walls are judged without that second look, and those that go
-  into the sandbox's own modules hide behind `builtins` where they can, so that the walls are tried; the test therefore
-  takes "forbidden" for an answer everywhere.
+  use wherever that lies elsewhere; what its own code puts together while it runs is found only where the road to it is
+  itself ruled out. A person who reads the notebook sees it at once. The attacks on the walls are judged without that
+  second look, and those that go into the sandbox's own modules hide behind `builtins` where they can, so that the walls
+  are tried; the test therefore takes "forbidden" for an answer everywhere.
 - A gate on cost that counts inside the process can be lied to. Each has a reading from outside beside it (memory, CPU
   time), which is coarse: it catches waste that is many times the limit, and it does not see memory that was held before
   the call and let go of in it. A lie together with a loop that is tuned to the last nanosecond, or with such a cushion,
