@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from autograder import course
-from autograder.grading.forbidden import forbidden_calls, read
+from autograder.grading.forbidden import forbidden_calls
 from autograder.grading.intake import read_notebook
 from autograder.grading.judge import _judged_alike
+from autograder.grading.reading import read
 from autograder.grading.secret import course_secret, own_seed, seed_of
 from autograder.grading.suite import Suite, suite
 from autograder.sandbox import child, workbench

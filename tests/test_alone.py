@@ -7,8 +7,8 @@ from autograder import course
 from autograder.authoring.build import instructor_notebook
 from autograder.grading import judge
 from autograder.grading.alone import Notebook
-from autograder.grading.forbidden import read
 from autograder.grading.intake import read_notebook
+from autograder.grading.reading import read
 
 SLUG = "additive"
 EXERCISE = course.sheet(SLUG).exercises[0]

@@ -12,9 +12,10 @@ import autograder.answers
 import solutions
 from autograder import course
 from autograder.grading import suite as suite_module
-from autograder.grading.forbidden import forbidden_calls, read
+from autograder.grading.forbidden import forbidden_calls
 from autograder.grading.intake import InvalidNotebook, read_notebook
 from autograder.grading.judge import judge_notebook
+from autograder.grading.reading import read
 from autograder.sandbox import session as session_module
 
 SECRET = b"a secret that only tests know...."
@@ -574,6 +575,8 @@ SLIPS_THROUGH |= {
     "a star over an own name": "def softmax(x):\n    return x\ndef f(x):\n    return softmax(x)\nfrom torch import *",
     "getattr handed on": _T + "from functools import reduce\ndef f(x):\n    return reduce(getattr, ['a'], torch)(x)",
     "a computed attribute": _T + "def f(x):\n    return getattr(torch, 'soft' + 'max')(x, 0)",
+    "a computed attribute with a default": _T + "def f(x):\n    return getattr(torch, 'soft' + 'max', 'x')(x, 0)",
+    "the second of two getters": "import operator\ndef f(x):\n    return operator.attrgetter('T', 'softmax')(x)",
     "a computed getter": "import operator\ndef f(x):\n    return operator.attrgetter('soft' + 'max')(x)(0)",
     "a class pattern": _T + "def f(x):\n    match torch:\n        case object(softmax=s):\n            return s(x, 0)",
     "modules by way of another": "import os\ndef f(x):\n    return os.sys.modules['torch'].tanh(x)",

@@ -10,8 +10,9 @@ import torch
 from autograder import course
 from autograder.authoring.build import instructor_notebook, marked
 from autograder.course import definitions
-from autograder.grading.forbidden import forbidden_calls, read
+from autograder.grading.forbidden import forbidden_calls
 from autograder.grading.judge import judge_notebook
+from autograder.grading.reading import read
 from autograder.sandbox.errors import NotAttempted, Raised
 from autograder.sandbox.session import LIMITS, Session
 from autograder.sandbox.student import Direct, Student

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from autograder import course
 from autograder.course import Exercise
-from autograder.grading.forbidden import EVERYWHERE, STRICT, Cell, Finding, Reach, Statement, findings, ruled_out
+from autograder.grading.forbidden import EVERYWHERE, STRICT, Finding, findings, ruled_out
+from autograder.grading.reading import Cell, Reach, Statement
 
 IDLE = ("config", "conda", "mamba", "matplotlib", "pip", "uv")  # magics that do nothing in the jail
 POWERS = frozenset((*EVERYWHERE, *STRICT))

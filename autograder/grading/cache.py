@@ -26,7 +26,7 @@ from typing import Any
 
 from autograder import course
 from autograder.course import Exercise
-from autograder.grading.forbidden import plain_python
+from autograder.grading.reading import plain_python
 from autograder.grading.result import ExerciseResult, SubmissionResult
 from autograder.grading.secret import student_seed
 
@@ -36,7 +36,19 @@ TOOL = Path(__file__).resolve().parent.parent
 ENDINGS = TOOL / "answers" / "endings"  # how each mistake ends each test, a file for each chapter
 _TRITON = ("triton",) if importlib.util.find_spec("triton") else ()  # it exists for Linux only
 LIBRARIES = ("ipython", "msgpack", "nbformat", "numpy", "pytest", "safetensors", "torch", *_TRITON)
-GRADER = ("judge", "suite", "diagnose", "forbidden", "alone", "endings", "intake", "result", "secret", "cache")
+GRADER = (
+    "judge",
+    "suite",
+    "diagnose",
+    "reading",
+    "forbidden",
+    "alone",
+    "endings",
+    "intake",
+    "result",
+    "secret",
+    "cache",
+)
 _DYNAMIC = frozenset(("globals", "vars", "eval", "exec", "importlib", "__import__"))
 _WHY = {
     "grader": "the grader changed",

@@ -14,8 +14,9 @@ from autograder.course import Exercise
 from autograder.grading import diagnose
 from autograder.grading.alone import Doubt, Notebook
 from autograder.grading.cache import disturbs, known_still
-from autograder.grading.forbidden import Finding, Reach, forbidden_calls, read
+from autograder.grading.forbidden import Finding, forbidden_calls
 from autograder.grading.intake import InvalidNotebook, read_notebook
+from autograder.grading.reading import Reach, read
 from autograder.grading.result import ExerciseResult, SubmissionResult, TestResult
 from autograder.grading.secret import course_secret, own_seed, seed_of, student_seed
 from autograder.grading.suite import HiddenTest, Run, Suite, Verdict, suite
