@@ -99,6 +99,12 @@ def test_only_what_is_ruled_out_is_left_out():
     assert alone == (given, *kept, CALLS, "def helper(s, a):\n    return A")
 
 
+def test_many_statements_make_no_more_cells_than_a_notebook_may_have():
+    cells = ("exec('1')\n" + "x = 1\n" * 3000, RIGHT)
+    alone = Notebook(read(cells), SLUG).without(EXERCISE)
+    assert (len(alone), alone[0]) == (2, "\n".join(["x = 1"] * 3000))
+
+
 def test_scratch_work_costs_nothing(monkeypatch):
     scratch = (
         "import inspect, sys, torch\nx = np.ones((2, 3))\n"

@@ -10,12 +10,14 @@ and what it is worth there it is worth.
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading.forbidden import EVERYWHERE, STRICT, Finding, findings, ruled_out
+from autograder.grading.intake import MAX_CELLS
 from autograder.grading.reading import Cell, Reach, Statement
 
 IDLE = ("config", "conda", "mamba", "matplotlib", "pip", "uv")  # magics that do nothing in the jail
@@ -74,16 +76,19 @@ class Notebook:
     def without(self, exercise: Exercise) -> tuple[str, ...]:
         """The notebook without what the exercise may not use and does not lead to.
 
-        Each of the other statements is a cell of its own: one that misses what is left out costs no other.
+        Each of the other statements is a cell of its own, so that one that misses what is left out costs no other;
+        where they are more than a notebook may have cells, the cells stay as they are.
         """
         tainted = {id(statement) for _, statement, _ in self._tainted(exercise)}
-        cells: list[str] = []
+        cells: list[list[str]] = []
         for cell in self._code.cells:
             if cell.source in self._given:
-                cells.append(cell.source)
+                cells.append([cell.source])
             else:
-                cells += [ast.unparse(statement.node) for statement in cell.statements if id(statement) not in tainted]
-        return tuple(cells)
+                cells.append([ast.unparse(one.node) for one in cell.statements if id(one) not in tainted])
+        if sum(map(len, cells)) > MAX_CELLS:
+            return tuple(map("\n".join, cells))
+        return tuple(itertools.chain.from_iterable(cells))
 
     @property
     def _own(self) -> Iterator[tuple[int, Cell]]:
