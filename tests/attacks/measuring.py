@@ -42,7 +42,7 @@ from autograder.sandbox.jail import NOBODY, Limits
 from autograder.sandbox.session import Session
 from autograder.sandbox.student import Student
 
-SECRET = b"no attack may know this" * 2
+SECRET = b"no attack may know this, not one"
 EVERY = 12  # after so many attacks, an honest submission is graded again
 STOPPED, OPEN = "gains nothing", "open"
 HOST = "grades.example"  # a name that only the control can look up
@@ -271,7 +271,7 @@ def measure(attack: Attack, watch: Watch) -> Measured:
     gc.collect()
     before = peak_memory()
     try:
-        with within(attack.seconds), _undoubted(attack):
+        with within(attack.seconds), undoubted(attack.theme):
             result = judge_notebook(data, attack.slug, "s900", secret=SECRET, limits=limits(attack))
             grown = (outside.peak_memory(os.getpid()) or 0) - before
             second = None
@@ -293,9 +293,9 @@ def measure(attack: Attack, watch: Watch) -> Measured:
 
 
 @contextmanager
-def _undoubted(attack: Attack) -> Iterator[None]:
+def undoubted(theme: str) -> Iterator[None]:
     """Walls must hold where nobody doubts what other cells hold; only cheating is judged with that second look."""
-    if attack.theme == "cheating":
+    if theme == "cheating":
         yield
     else:
         with patch.object(judge, "_beyond_doubt", lambda result, *_: result):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from corpus import ADDITIVE, RIGHT_MASK, SCALED, Archive, Attack, load, notebook
 from corpus.wire import SERVE, WIRE
-from measuring import SECRET, Measured, Watch, limits, measure, measure_archive, watching
+from measuring import SECRET, Measured, Watch, limits, measure, measure_archive, undoubted, watching
 from record import TABLE, recorded, rows, text
 from yard import lacking
 
@@ -125,5 +125,6 @@ def causal_mask(q_seq, kv_seq):
     serve(lambda asked: {"value": coded(_right(*decoded(asked["arguments"])[0]))})
 """
     data = notebook((WIRE, SERVE, RIGHT_MASK, answers))
-    result = judge_notebook(data, SCALED, "s900", secret=SECRET, limits=limits(ATTACKS[0]))
+    with undoubted("wire"):
+        result = judge_notebook(data, SCALED, "s900", secret=SECRET, limits=limits(ATTACKS[0]))
     assert [(one.id, one.outcome) for one in result.exercises if one.score] == [(f"{SCALED}-causal_mask", "passed")]
