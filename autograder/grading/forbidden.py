@@ -16,7 +16,6 @@ from types import ModuleType
 
 from autograder.grading.reading import (
     BARE,
-    Loops,
     Reach,
     Reading,
     Scope,
@@ -174,10 +173,18 @@ def findings(statement: Statement, wanted: tuple[str, ...], reach: Reach) -> lis
     return reading.findings[wanted]
 
 
+_SPEAKING = (  # nodes that can stand for a library's name; most of a tree are others
+    *(ast.Attribute, ast.AugAssign, ast.BinOp, ast.Call, ast.Global, ast.Import, ast.ImportFrom, ast.MatchClass),
+    *(ast.Name, ast.Subscript),
+)
+
+
 def _found(reading: Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[Finding]:
     strict = HANDED_ON in wanted
     for node, scope in reading.walk:
         line = getattr(node, "lineno", 0)
+        if not isinstance(node, _SPEAKING):
+            continue
         if strict:
             yield from (Finding(name, line) for name in _elsewhere(node, scope, reading, reach, wanted))
         if id(node) in reading.asked:
@@ -185,7 +192,7 @@ def _found(reading: Reading, wanted: tuple[str, ...], reach: Reach) -> Iterator[
         # What no cell imports is no module, whatever it is called, unless a star brought it.
         named = root(node)
         here = wanted if named is None or named in scope.aliases or reach.stars else _but_modules(wanted)
-        for name in _library_names(node, scope, reach, reading.loops):
+        for name in _library_names(node, scope, reach, reading):
             if name == f"?.{COMPUTED}" and any(forbid.startswith(".") for forbid in wanted):
                 name = COMPUTED  # of a tensor it may be the method that is ruled out
             hit = (_hit if len(name) <= _MOST_LETTERS else _hit.__wrapped__)(name, here)
@@ -237,10 +244,37 @@ def _hit(name: str, wanted: tuple[str, ...]) -> str | None:
     thing, names = library_object(name), {name, _by_its_module(name)}
     if isinstance(thing, type) and thing.__module__.startswith("torch.nn."):
         names.add(f"{thing.__module__}.{thing.__qualname__}")
-    for forbid in wanted:
-        if any(_matches(one, forbid) for one in names) or (callable(thing) and thing is library_object(forbid)):
-            return name if forbid.endswith("*") else forbid
-    return None
+    places, shapes, things = _by_kind(wanted)
+    found = [places[part] for one in names for part in _beginnings(one) if part in places]
+    found += [place for place, forbid in shapes if any(_matches(one, forbid) for one in names)]
+    found += [things[id(thing)]] if id(thing) in things else []
+    if not found:
+        return None
+    forbid = wanted[min(found)]
+    return name if forbid.endswith("*") else forbid
+
+
+@lru_cache(maxsize=256)
+def _by_kind(wanted: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[int, str]], dict[int, int]]:
+    """Forbidden names by their places: those that rule out all below them, those of another shape, what they are."""
+    places: dict[str, int] = {}
+    shapes: list[tuple[int, str]] = []
+    things: dict[int, int] = {}
+    for place, forbid in enumerate(wanted):
+        if forbid.startswith(".") or forbid.endswith("*") or forbid in BARE or forbid in BACKDOORS:
+            shapes.append((place, forbid))
+        else:
+            places.setdefault(forbid, place)
+        if callable(thing := library_object(forbid)):
+            things.setdefault(id(thing), place)
+    return places, shapes, things
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """A dotted name and all names of what it lies in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _by_its_module(name: str) -> str:
@@ -253,6 +287,7 @@ def _by_its_module(name: str) -> str:
 
 
 def _matches(name: str, forbid: str) -> bool:
+    """Whether a name has the shape that is ruled out: a method, a name of Python's own, a back door, a beginning."""
     if forbid.startswith("."):
         root, _, method = name.rpartition(".")
         return "." + method == forbid and root not in ("", "numpy", "math")
@@ -260,12 +295,10 @@ def _matches(name: str, forbid: str) -> bool:
         return name == forbid
     if forbid in BACKDOORS:
         return name.rpartition(".")[2] == forbid
-    if forbid.endswith("*"):
-        return name.startswith(forbid[:-1])
-    return name == forbid or name.startswith(forbid + ".")
+    return name.startswith(forbid[:-1])
 
 
-def _library_names(node: ast.AST, scope: Scope, reach: Reach, loops: Loops) -> Iterator[str]:
+def _library_names(node: ast.AST, scope: Scope, reach: Reach, reading: Reading) -> Iterator[str]:
     """Dotted names that one node stands for."""
     if isinstance(node, (ast.Attribute, ast.Name)):
         yield from dotted(node, scope)
@@ -273,7 +306,7 @@ def _library_names(node: ast.AST, scope: Scope, reach: Reach, loops: Loops) -> I
         if isinstance(node, ast.Name) and free:
             yield from reach.from_stars(node.id)
     elif isinstance(node, ast.Call):
-        yield from _by_string(node, scope, reach, loops)
+        yield from _by_string(node, scope, reach, reading)
     elif isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.MatMult):
         yield "@"
     elif isinstance(node, ast.MatchClass):
@@ -284,11 +317,11 @@ def _library_names(node: ast.AST, scope: Scope, reach: Reach, loops: Loops) -> I
         yield from (alias.name for alias in node.names)
 
 
-def _by_string(call: ast.Call, scope: Scope, reach: Reach, loops: Loops) -> Iterator[str]:
+def _by_string(call: ast.Call, scope: Scope, reach: Reach, reading: Reading) -> Iterator[str]:
     """`getattr(torch, "softmax")`, and `attrgetter("softmax")(torch)`."""
     names = set(dotted(call.func, scope))
     if names & _GETATTR:
-        owner, texts = next(iter(call.args), None), _texts(call.args[1:2], loops)
+        owner, texts = next(iter(call.args), None), _texts(call.args[1:2], reading)
         if owner is not None and texts:
             yield from (f"{name}.{text}" for text in texts for name in dotted(owner, scope) or ["?"])
         elif owner is None or any(name.partition(".")[0] in reach.imported for name in dotted(owner, scope)):
@@ -296,19 +329,19 @@ def _by_string(call: ast.Call, scope: Scope, reach: Reach, loops: Loops) -> Iter
         elif not (isinstance(owner, ast.Name) and owner.id == "self"):
             yield f"?.{COMPUTED}"
     elif any(name.rpartition(".")[2] in ("attrgetter", "methodcaller", "__getattribute__") for name in names):
-        texts = _texts(call.args, loops)
+        texts = _texts(call.args, reading)
         yield from (name for text in texts for name in _of_anything(text, scope))
         yield from () if texts else (COMPUTED,)
 
 
-def _texts(arguments: Sequence[ast.expr], loops: Loops) -> Sequence[str]:
+def _texts(arguments: Sequence[ast.expr], reading: Reading) -> Sequence[str]:
     """The texts among these arguments, and those that a variable runs through; none where the first is none."""
     found: list[str] = []
     for argument in arguments:
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
             found.append(argument.value)
-        elif isinstance(argument, ast.Name) and argument.id in loops:
-            found += loops[argument.id]
+        elif isinstance(argument, ast.Name) and argument.id in reading.loops:
+            found += reading.loops[argument.id]
         elif not found:
             return ()
     return found

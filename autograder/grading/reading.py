@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -151,20 +151,43 @@ class Reading:
         self.walk = list(_scoped(root, scope))
         outer = (node.id for node, within in self.walk if isinstance(node, ast.Name) and node.id not in within.hidden)
         self.names = list(dict.fromkeys(outer))
-        nodes = [node for node, _ in self.walk]
-        called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-        self.owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
-        followed = {id(node) for node in nodes for value in _followed(node) for node in ast.walk(value)}
-        loaded = {id(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Load)}
-        self.of_classes = {id(child) for node in nodes if isinstance(node, ast.ClassDef) for child in node.body}
-        in_classes = {
-            id(c.value) for n in nodes if isinstance(n, ast.ClassDef) for c in n.body if isinstance(c, ast.Assign)
-        }
-        self.handed_on = (loaded - called - self.owners - followed) | in_classes
-        self.loops = _loops([*nodes, *(loop for node in nodes for loop in getattr(node, "generators", ()))])
-        # A type that is only asked for, or only noted, is not used.
-        self.asked = {id(part) for node in nodes for test in _types(node) for part in ast.walk(test)}
         self.findings: dict[tuple[str, ...], list[Any]] = {}  # by what was looked for
+
+    @property
+    def _nodes(self) -> list[ast.AST]:
+        return [node for node, _ in self.walk]
+
+    @cached_property
+    def owners(self) -> set[int]:
+        """The nodes of which an attribute is taken, by their ids, as all that follows."""
+        return {id(node.value) for node in self._nodes if isinstance(node, ast.Attribute)}
+
+    @cached_property
+    def handed_on(self) -> set[int]:
+        """What is used as a value, not called, not followed further by its attributes or under a second name."""
+        nodes = self._nodes
+        called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+        followed = {id(part) for node in nodes for value in _followed(node) for part in ast.walk(value)}
+        loaded = {id(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Load)}
+        classes = [child for node in nodes if isinstance(node, ast.ClassDef) for child in node.body]
+        kept = {id(child.value) for child in classes if isinstance(child, ast.Assign)}
+        return (loaded - called - self.owners - followed) | kept
+
+    @cached_property
+    def of_classes(self) -> set[int]:
+        """Statements that stand in the body of a class."""
+        return {id(child) for node in self._nodes if isinstance(node, ast.ClassDef) for child in node.body}
+
+    @cached_property
+    def loops(self) -> Loops:
+        """Variables that run through texts, and these."""
+        nodes = self._nodes
+        return _loops([*nodes, *(loop for node in nodes for loop in getattr(node, "generators", ()))])
+
+    @cached_property
+    def asked(self) -> set[int]:
+        """Types that are only asked for or only noted, and so not used."""
+        return {id(part) for node in self._nodes for test in _types(node) for part in ast.walk(test)}
 
 
 def _followed(node: ast.AST) -> Iterator[ast.expr]:
