@@ -439,7 +439,7 @@ OTHER_FILES = {
     "checkpoints": ("s003/additive/.ipynb_checkpoints/exercises-checkpoint.ipynb", "s003/additive", "only .ipynb_ch"),
     "a hidden file": ("s003/additive/.exercises.ipynb", "s003/additive", "only .exercises.ipynb"),
     "nothing but the time": ("s003/additive/timestamp.txt", "s003/additive", "only timestamp.txt"),
-    "further down": ("s003/additive/my/work/report.pdf", "s003/additive/my/work", "only report.pdf"),
+    "further down": ("s003/additive/my/own/report.pdf", "s003/additive/my/own", "only report.pdf"),
     "no folder of an assignment": ("s003/report.pdf", "s003", "only report.pdf"),
     "a flat file": ("s003.ipynb.json", "s003.ipynb.json", "is not a notebook"),
     "from Canvas": ("one_1_2_report.pdf", "one_1_2_report.pdf", "is not a notebook"),

@@ -76,30 +76,23 @@ STRICT = (
     *BACKDOORS,
     COMPUTED,
     HANDED_ON,
+    PRIVATE,
+    *("logging.config", "numpy.f2py", "numpy.lib.format", "numpy.testing", "string.Formatter", "sys._getframe"),
     *(
-        "logging.config",
-        "numpy.f2py",
-        "numpy.lib.format",
-        "numpy.testing",
-        "string.Formatter",
-        "sys._getframe",
         "sys.meta_path",
-    ),
-    *(
         "sys.path_hooks",
         "torch._*",
         "torch.ao",
         "torch.classes",
         "torch.fx",
         "torch.jit",
-        "torch.library",
-        "torch.onnx",
+        "torch.lib*",
     ),
-    *("torch.nn.modules.module.register_*", "torch.ops", "torch.overrides", "torch.package", "torch.testing"),
-    *("torch.utils.benchmark", "typing.ForwardRef", "typing.get_type_hints"),
+    *("torch.nn.modules.module.register_*", "torch.onnx", "torch.ops", "torch.overrides", "torch.package"),
+    *("torch.testing", "torch.utils.benchmark", "typing.ForwardRef", "typing.get_type_hints"),
 )
 # The packages that a solution may use where a contract rules anything out. Too many others evaluate text or import.
-LIBRARIES = (
+PACKAGES = (
     *("__future__", "abc", "array", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses"),
     *("decimal", "enum", "fractions", "functools", "heapq", "io", "itertools", "jaxtyping", "json", "logging", "math"),
     *("numbers", "numpy", "operator", "os", "pprint", "random", "re", "solutions", "statistics", "string", "sys"),
@@ -120,14 +113,8 @@ RELATIVES = {
     ),
     "torch.matmul": (
         *("torch.addbmm", "torch.addmm", "torch.baddbmm", "torch.chain_matmul", "torch.inner", "torch.linalg"),
-        *(
-            "torch.nn.functional.linear",
-            "torch.nn.modules.linear.*",
-            "torch.tensordot",
-            ".addbmm",
-            ".addmm",
-            ".baddbmm",
-        ),
+        *("torch.nn.functional.linear", "torch.nn.modules.linear.*", "torch.tensordot"),
+        *(".addbmm", ".addmm", ".baddbmm"),
     ),
 }
 
@@ -206,13 +193,13 @@ def _elsewhere(node: ast.AST, scope: Scope, reading: Reading, reach: Reach, want
         dotted_names = [dotted_name for _, dotted_name in imported(node)] or [getattr(node, "module", None) or ""]
         for dotted_name in dotted_names:
             package = dotted_name.partition(".")[0]
-            if package not in LIBRARIES:
+            if package not in PACKAGES:
                 yield package or "a relative import"
             elif id(node) in reading.of_classes and _holds(dotted_name, wanted):
                 yield HANDED_ON
     elif isinstance(node, (ast.Name, ast.Attribute)) and id(node) not in reading.owners:
         names = dotted(node, scope) if root(node) in scope.aliases else []
-        yield from (p for p in (name.partition(".")[0] for name in names) if p in reach.imported and p not in LIBRARIES)
+        yield from (p for p in (name.partition(".")[0] for name in names) if p in reach.imported and p not in PACKAGES)
         yield from (PRIVATE for name in names if re.match(r"(?!(?:os|sys|torch)\.).*\._(?!_)", name))
         if id(node) in reading.handed_on and any(_holds(name, wanted) for name in names):
             yield HANDED_ON

@@ -35,10 +35,11 @@ SECONDS = 60
 ROOT = Path("/proc")  # every machine has it, and nothing of ours lies below
 NEW = 0x00020000 | 0x20000000 | 0x08000000 | 0x04000000  # mounts, processes, IPC, host name
 BIND, REC, PRIVATE, DETACH = 0x1000, 0x4000, 0x40000, 2
+HOME = "/root"  # of whoever grades, in the yard
 BAIT = {
     "/etc/passwd": "root:x:0:0::/root:/bin/sh\n",
     "/etc/shadow": "root:*:1::::::\n",
-    "/root/grades": "s001 12\n",
+    f"{HOME}/grades": "s001 12\n",
     "/home/notes": "",
     "/var/mail": "",
     "/mnt/list": "",
