@@ -1,6 +1,6 @@
 """The author's judge over whole chapters, and a record of which mistakes it caught and named; the book shows it.
 
-    python benchmarks/check.py --json benchmarks/results/check.json           all chapters; half an hour on two cores
+    python benchmarks/check.py --json benchmarks/results/check.json           all chapters; ten minutes on two cores
     python benchmarks/check.py --json _build/check_additive.json additive     one
 
 It runs `attn check`, so what that finds wrong is in the record too, and makes this end with exit code 1. With

@@ -6,7 +6,7 @@ import pytest
 from autograder import course
 from autograder.authoring.build import instructor_notebook
 from autograder.grading import judge
-from autograder.grading.alone import Notebook
+from autograder.grading.alone import Surroundings
 from autograder.grading.intake import read_notebook
 from autograder.grading.reading import read
 
@@ -20,7 +20,7 @@ LIB = "import torch\ndef lib(s, axis=-1):\n    return torch.softmax(torch.from_n
 
 def doubts(*cells):
     """What could have changed the exercise."""
-    return [doubt.what for doubt in Notebook(read(cells), SLUG).doubts(EXERCISE)]
+    return [doubt.what for doubt in Surroundings(read(cells), SLUG).doubts(EXERCISE)]
 
 
 def hand_in(*cells, slug=SLUG, name="softmax"):
@@ -82,8 +82,8 @@ def test_another_exercise_is_in_doubt_where_something_names_it():
 @pytest.mark.parametrize("slug", course.slugs())
 def test_right_answers_raise_no_doubt(slug):
     handed_in = nbformat.writes(instructor_notebook(slug)).encode()
-    notebook = Notebook(read(read_notebook(handed_in, slug, course.given_cells(slug)).cells), slug)
-    assert not [doubt for exercise in course.sheet(slug).exercises for doubt in notebook.doubts(exercise)]
+    around = Surroundings(read(read_notebook(handed_in, slug, course.given_cells(slug)).cells), slug)
+    assert not [doubt for exercise in course.sheet(slug).exercises for doubt in around.doubts(exercise)]
 
 
 def test_only_what_is_ruled_out_is_left_out():
@@ -94,14 +94,14 @@ def test_only_what_is_ruled_out_is_left_out():
         CALLS,
         "def helper(s, a): return A",
     )
-    alone = Notebook(read(cells), SLUG).without(EXERCISE)
+    alone = Surroundings(read(cells), SLUG).without(EXERCISE)
     kept = ("import torch", "A = 1", "print(A)", "A += 1", "print(B)")  # each by itself: what misses B costs no other
     assert alone == (given, *kept, CALLS, "def helper(s, a):\n    return A")
 
 
 def test_many_statements_make_no_more_cells_than_a_notebook_may_have():
     cells = ("exec('1')\n" + "x = 1\n" * 3000, RIGHT)
-    alone = Notebook(read(cells), SLUG).without(EXERCISE)
+    alone = Surroundings(read(cells), SLUG).without(EXERCISE)
     assert (len(alone), alone[0]) == (2, "\n".join(["x = 1"] * 3000))
 
 
@@ -170,4 +170,4 @@ def test_the_student_reads_what_was_left_out():
     found = hand_in(WRONG, LIB, "exec('softmax = lib')")
     assert (found.outcome, found.score) == ("failed", 0)
     number = len(course.given_cells(SLUG)) + 2  # given cells that are missing are put in front
-    assert found.message.startswith(f"Code cell {number} of your notebook has `torch`, which this exercise's contract")
+    assert found.message.startswith(f"Code cell {number} of your notebook has what this exercise may not use: torch. ")

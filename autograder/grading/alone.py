@@ -19,8 +19,8 @@ from autograder.course import Exercise
 from autograder.grading.forbidden import EVERYWHERE, STRICT, Finding, findings, ruled_out
 from autograder.grading.intake import MAX_CELLS
 from autograder.grading.reading import Cell, Reach, Statement
+from autograder.sandbox.cells import IDLE
 
-IDLE = ("config", "conda", "mamba", "matplotlib", "pip", "uv")  # magics that do nothing in the jail
 POWERS = frozenset((*EVERYWHERE, *STRICT))
 
 
@@ -32,8 +32,8 @@ class Doubt:
     cell: int
 
 
-class Notebook:
-    """A notebook's code, and what in it each exercise must do without.
+class Surroundings:
+    """The code around the exercises of a notebook, and what of it each exercise must do without.
 
     Args:
         code: the cells as the source check reads them.

@@ -360,7 +360,7 @@ def keeps_state(cells: Sequence[str]) -> bool:
             continue  # what cannot be parsed cannot run either
         except (RecursionError, MemoryError):
             return True
-    held = {name for tree in trees for statement in tree.body for name in holders(statement)}
+    held = {name for tree in trees for statement in tree.body for name in _holders(statement)}
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return any(_remembers(n, held) for n in nodes if isinstance(n, (*_FUNCTIONS, ast.ClassDef)))
 
@@ -369,33 +369,33 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _STEADY = (ast.Constant, ast.Lambda, ast.Name, ast.Attribute)
 
 
-def steady(value: ast.expr | None) -> bool:
+def _steady(value: ast.expr | None) -> bool:
     """Whether a value cannot change under the name that is given to it."""
     if isinstance(value, ast.UnaryOp):
-        return steady(value.operand)
+        return _steady(value.operand)
     if isinstance(value, ast.Tuple):
-        return all(map(steady, value.elts))
+        return all(map(_steady, value.elts))
     return value is None or isinstance(value, _STEADY)
 
 
-def holders(statement: ast.stmt) -> Iterator[str]:
+def _holders(statement: ast.stmt) -> Iterator[str]:
     """Names that a statement gives to something which may change."""
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Import, ast.ImportFrom)):
         return
-    if isinstance(statement, (ast.Assign, ast.AnnAssign)) and steady(statement.value):
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)) and _steady(statement.value):
         return
     yield from _bound(statement)
 
 
 def _remembers(definition: ast.AST, held: set[str]) -> bool:
     if isinstance(definition, ast.ClassDef):  # what a class holds, all of its instances share
-        return any(name for statement in definition.body for name in holders(statement))
+        return any(name for statement in definition.body for name in _holders(statement))
     arguments: ast.arguments = definition.args  # type: ignore[attr-defined]
     inner = list(ast.walk(definition))
     own = {n.arg for n in inner if isinstance(n, ast.arg)}
     own |= {n.id for n in inner if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return (
-        not all(map(steady, [*arguments.defaults, *arguments.kw_defaults]))
+        not all(map(_steady, [*arguments.defaults, *arguments.kw_defaults]))
         or any(isinstance(n, (ast.Global, ast.Nonlocal)) for n in inner)
         or any(isinstance(n, ast.Name) and n.id in held - own for n in inner)
         or any(_writes_outside(n, own) for n in inner)

@@ -12,7 +12,7 @@ import numpy as np
 from autograder import course
 from autograder.course import Exercise
 from autograder.grading import diagnose
-from autograder.grading.alone import Doubt, Notebook
+from autograder.grading.alone import Doubt, Surroundings
 from autograder.grading.cache import disturbs, known_still
 from autograder.grading.forbidden import Finding, forbidden_calls
 from autograder.grading.intake import InvalidNotebook, read_notebook
@@ -112,20 +112,20 @@ def _judged(
         graded = judge_exercises(session, cells, exercises, seeds, known, code)
     if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
         return _judged(cells, exercises, seeds, limits, {})
-    notebook = Notebook(code, exercises[0].slug)
+    around = Surroundings(code, exercises[0].slug)
     return [
-        result if exercise.id in known else _beyond_doubt(result, exercise, notebook, seeds, limits)
+        result if exercise.id in known else _beyond_doubt(result, exercise, around, seeds, limits)
         for exercise, result in zip(exercises, graded, strict=True)
     ]
 
 
 def _beyond_doubt(
-    result: ExerciseResult, exercise: Exercise, notebook: Notebook, seeds: Seeds, limits: Limits | None
+    result: ExerciseResult, exercise: Exercise, around: Surroundings, seeds: Seeds, limits: Limits | None
 ) -> ExerciseResult:
     """The result of an exercise, or what it is worth by itself if the rest of the notebook could have changed it."""
-    if not result.score or not (doubts := notebook.doubts(exercise)):
+    if not result.score or not (doubts := around.doubts(exercise)):
         return result
-    cells = notebook.without(exercise)
+    cells = around.without(exercise)
     with Session(cells, limits) as session:
         (alone,) = judge_exercises(session, cells, [exercise], seeds)
     if alone.score >= result.score:
@@ -136,8 +136,8 @@ def _beyond_doubt(
 def _in_doubt(doubts: Sequence[Doubt]) -> str:
     first = doubts[0]
     return (
-        f"Code cell {first.cell} of your notebook has `{first.what}`, which this exercise's contract rules out. The "
-        "exercise's own code does not use it, but could be changed by it, so it was judged without that."
+        f"Code cell {first.cell} of your notebook has what this exercise may not use: {first.what}. Its own code does "
+        "not use that, but could be changed by it, so the exercise was judged without."
     )
 
 

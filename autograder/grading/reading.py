@@ -248,8 +248,7 @@ class Statement:
         self.node = node
         self.writes = [root for child in ast.walk(node) if (root := _written(child)) is not None]
         self.assignments: list[tuple[ast.expr, ast.expr]] = []
-        self.binds: list[str] = []
-        self.binds += [name for child in ast.walk(node) if isinstance(child, ast.Global) for name in child.names]
+        self.binds = [name for child in ast.walk(node) if isinstance(child, ast.Global) for name in child.names]
         self._readings: dict[_Meaning, Reading] = {}
         if not isinstance(node, (*_DEFINITIONS, ast.Import, ast.ImportFrom)):
             below = _direct(node)

@@ -12,6 +12,7 @@ from typing import Any
 
 from IPython.core.inputtransformer2 import TransformerManager
 
+IDLE = ("pip", "conda", "mamba", "uv", "matplotlib", "config")  # line magics that do nothing in the jail
 _MARKS = re.compile(r"[%!?]|^\s*[,;/]", re.MULTILINE)
 _ONLY_PARSE = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 

@@ -37,7 +37,7 @@ def warm_up() -> None:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    from autograder.sandbox.cells import Transformer
+    from autograder.sandbox.cells import IDLE, Transformer
 
     torch.set_num_threads(1)
     settings = Config()
@@ -55,7 +55,7 @@ def warm_up() -> None:
     # IPython compiles each cell to learn whether it waits for anything; the words tell as much.
     waits = _shell.should_run_async
     _shell.should_run_async = lambda cell, **options: ("await" in cell or "async" in cell) and waits(cell, **options)
-    for name in ("pip", "conda", "mamba", "uv", "matplotlib", "config"):
+    for name in IDLE:
         _shell.magics_manager.magics["line"][name] = lambda line: None
     _rehearse_cells(_shell)
     for _ in range(TIMES):
