@@ -499,38 +499,42 @@ class Recorder:
         They are what nbgrader's ``add_submission`` makes of objects, with grades and comments filled in. Most
         submissions are of this kind, and to write their rows as such takes a quarter of the time.
         """
-        from nbgrader.api import Assignment, BaseCell, Comment, Grade, Notebook, SubmittedAssignment, SubmittedNotebook
+        from nbgrader import api
         from sqlalchemy import insert, select
 
-        session, cells = self.gradebook.db, BaseCell.__table__
-        notebooks = session.execute(
-            select(Assignment.id, Assignment.duedate, Notebook.id.label("notebook"), Notebook.name)
-            .join(Notebook, Notebook.assignment_id == Assignment.id)
-            .where(Assignment.name == result.assignment)
+        # Tables and their connection, past what a session does around each statement, which costs as much as that.
+        connection = self.gradebook.db.connection()
+        assignments, notebooks, cells = (each.__table__ for each in (api.Assignment, api.Notebook, api.BaseCell))
+        found = connection.execute(
+            select(assignments.c.id, assignments.c.duedate, notebooks.c.id.label("notebook"), notebooks.c.name)
+            .join(notebooks, notebooks.c.assignment_id == assignments.c.id)
+            .where(assignments.c.name == result.assignment)
         ).all()
-        if [each.name for each in notebooks] != [NOTEBOOK]:  # somebody added one with nbgrader, which knows what to do
+        if [each.name for each in found] != [NOTEBOOK]:  # somebody added one with nbgrader, which knows what to do
             return None
-        (assignment,) = notebooks
-        of_student = select(SubmittedAssignment.id).where(
-            SubmittedAssignment.assignment_id == assignment.id, SubmittedAssignment.student_id == result.student
+        (assignment,) = found
+        submissions = api.SubmittedAssignment.__table__
+        of_student = select(submissions.c.id).where(
+            submissions.c.assignment_id == assignment.id, submissions.c.student_id == result.student
         )
         late = assignment.duedate is not None and timestamp is not None and timestamp > assignment.duedate
-        if late or session.execute(of_student).first() is not None:
+        if late or connection.execute(of_student).first() is not None:
             return None
         self._enter_student(result.student)
 
         def row(of: Any, **values: Any) -> str:
-            made: str = session.execute(insert(of.__table__).values(**values)).inserted_primary_key[0]
+            made: str = connection.execute(insert(of.__table__), values).inserted_primary_key[0]
             return made
 
         submission = row(
-            SubmittedAssignment, assignment_id=assignment.id, student_id=result.student, timestamp=timestamp
+            api.SubmittedAssignment, assignment_id=assignment.id, student_id=result.student, timestamp=timestamp
         )
-        notebook = row(SubmittedNotebook, assignment_id=submission, notebook_id=assignment.notebook)
+        notebook = row(api.SubmittedNotebook, assignment_id=submission, notebook_id=assignment.notebook)
         scores = {f"{exercise.id}-tests": float(exercise.score) for exercise in result.exercises}
         words, fallback = _words(result)
         grades, comments = [], []
-        for cell in session.execute(select(cells).where(cells.c.notebook_id == assignment.notebook)):
+        of_notebook = select(cells.c.id, cells.c.name, cells.c.type).where(cells.c.notebook_id == assignment.notebook)
+        for cell in connection.execute(of_notebook):
             place = {"notebook_id": notebook, "cell_id": cell.id}
             if cell.type in ("GradeCell", "TaskCell"):
                 points = course.checks.get(cell.name) if cell.type == "GradeCell" else None
@@ -538,9 +542,9 @@ class Recorder:
                 grades.append({**place, "auto_score": score, "needs_manual_grade": points is None})
             if cell.type in ("SolutionCell", "TaskCell"):
                 comments.append({**place, "auto_comment": words.get(cell.name, fallback)})
-        for table, rows in ((Grade.__table__, grades), (Comment.__table__, comments)):
+        for table, rows in ((api.Grade.__table__, grades), (api.Comment.__table__, comments)):
             if rows:
-                session.execute(insert(table), rows)
+                connection.execute(insert(table), rows)
         return float(sum(grade["auto_score"] or 0.0 for grade in grades))
 
     def _enter_student(self, student: str) -> None:
@@ -548,11 +552,11 @@ class Recorder:
         from nbgrader.api import Student
         from sqlalchemy import insert, select, update
 
-        session, table, names = self.gradebook.db, Student.__table__, self._names(student)
-        if session.execute(select(table.c.id).where(table.c.id == student)).first() is None:
-            session.execute(insert(table).values(id=student, **names))
+        connection, table, names = self.gradebook.db.connection(), Student.__table__, self._names(student)
+        if connection.execute(select(table.c.id).where(table.c.id == student)).first() is None:
+            connection.execute(insert(table), {"id": student, **names})
         elif names:
-            session.execute(update(table).where(table.c.id == student).values(**names))
+            connection.execute(update(table).where(table.c.id == student).values(**names))
 
     def _enter_scores(
         self, notebook: SubmittedNotebook, course: Released, result: SubmissionResult, keep_extra_credit: bool
