@@ -16,6 +16,9 @@ RIGHT = course.solution(SLUG).definitions["softmax"].source
 WRONG = "def softmax(scores, axis=-1):\n    return np.exp(scores)"
 CALLS = "def softmax(scores, axis=-1):\n    return helper(scores, axis)"
 LIB = "import torch\ndef lib(s, axis=-1):\n    return torch.softmax(torch.from_numpy(s), axis).numpy()"
+FIRST = LIB.replace("def lib(s,", "def softmax(s,")
+HELPER = LIB.replace("def lib(", "def helper(")
+OWN_HELPER = RIGHT.replace("def softmax(", "def helper(")
 
 
 def doubts(*cells):
@@ -122,8 +125,24 @@ def test_scratch_work_costs_nothing(monkeypatch):
 
 
 def test_a_first_try_with_the_library_costs_nothing():
-    first = LIB.replace("def lib(s,", "def softmax(s,")
-    assert hand_in(first, "x = softmax(np.ones((2, 3)))", RIGHT).outcome == "passed"
+    assert hand_in(FIRST, "x = softmax(np.ones((2, 3)))", RIGHT).outcome == "passed"
+
+
+BROKEN_OFF = {
+    "the answer first, then an error": ((FIRST, f"{RIGHT}\nassert False"), "passed"),
+    "an error, then the answer": ((FIRST, f"1 / 0\n{RIGHT}"), "passed"),
+    "a helper, first from the library": ((HELPER, f"{OWN_HELPER}\nassert False", CALLS), "passed"),
+    "a wrong answer": ((FIRST, f"{WRONG}\nassert False"), "failed"),
+    "the library last": ((RIGHT, f"{FIRST}\nassert False"), "forbidden"),
+    "the library by another name": ((FIRST, f"{RIGHT}\nsoftmax = torch.softmax\nassert False"), "forbidden"),
+    "a definition that fails": ((FIRST, f"@1\n{RIGHT}"), "forbidden"),
+    "a doubt besides": ((FIRST, "exec('def softmax(s, axis=-1): return s')", f"{RIGHT}\nassert False"), "passed"),
+}
+
+
+@pytest.mark.parametrize(("cells", "outcome"), BROKEN_OFF.values(), ids=BROKEN_OFF)
+def test_of_two_definitions_the_one_that_holds_counts_also_where_its_cell_breaks_off(cells, outcome):
+    assert hand_in(*cells).outcome == outcome
 
 
 UNSEEN = {

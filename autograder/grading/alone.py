@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from autograder import course
@@ -74,18 +74,25 @@ class Surroundings:
         return sorted(found, key=lambda doubt: doubt.cell)
 
     def without(self, exercise: Exercise) -> tuple[str, ...]:
-        """The notebook without what the exercise may not use and does not lead to.
-
-        Each of the other statements is a cell of its own, so that one that misses what is left out costs no other;
-        where they are more than a notebook may have cells, the cells stay as they are.
-        """
+        """The notebook without what the exercise may not use and does not lead to."""
         tainted = {id(statement) for _, statement, _ in self._tainted(exercise)}
+        return self._apart(tainted)
+
+    def apart(self) -> tuple[str, ...]:
+        """The whole notebook, each statement by itself: of each definition it shows then whether it ran."""
+        return self._apart(set())
+
+    def _apart(self, left_out: Collection[int]) -> tuple[str, ...]:
+        """The notebook with each statement in a cell of its own, so that one that fails costs no other.
+
+        Where they are more than a notebook may have cells, the cells stay together.
+        """
         cells: list[list[str]] = []
         for cell in self._code.cells:
             if cell.source in self._given:
                 cells.append([cell.source])
             else:
-                cells.append([ast.unparse(one.node) for one in cell.statements if id(one) not in tainted])
+                cells.append([ast.unparse(one.node) for one in cell.statements if id(one) not in left_out])
         if sum(map(len, cells)) > MAX_CELLS:
             return tuple(map("\n".join, cells))
         return tuple(itertools.chain.from_iterable(cells))

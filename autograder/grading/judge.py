@@ -113,8 +113,17 @@ def _judged(
     if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
         return _judged(cells, exercises, seeds, limits, {})
     around = Surroundings(code, exercises[0].slug)
+
+    def second_look(result: ExerciseResult, exercise: Exercise) -> ExerciseResult:
+        if result.outcome == "forbidden" and code.is_open and (apart := around.apart()) != tuple(cells):
+            # Perhaps a first try with the library, and the right answer in a cell that ends with an error: with each
+            # statement in a cell of its own it shows which of the two holds.
+            with Session(apart, limits) as session:
+                (result,) = judge_exercises(session, apart, [exercise], seeds)
+        return _beyond_doubt(result, exercise, around, seeds, limits)
+
     return [
-        result if exercise.id in known else _beyond_doubt(result, exercise, around, seeds, limits)
+        result if exercise.id in known else second_look(result, exercise)
         for exercise, result in zip(exercises, graded, strict=True)
     ]
 

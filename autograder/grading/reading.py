@@ -125,6 +125,11 @@ class Reach:
                 queue += self.read(statement).names
         return found
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open which of several definitions of a name holds: the cell of a later one broke off."""
+        return any(sum(isinstance(one.node, _DEFINITIONS) for one in found) > 1 for found in self.nodes.values())
+
     def read(self, statement: Statement) -> Reading:
         """A statement as this notebook's names give it its meaning."""
         return statement.read(self.scope, self._meaning)
