@@ -136,6 +136,7 @@ BROKEN_OFF = {
     "the library last": ((RIGHT, f"{FIRST}\nassert False"), "forbidden"),
     "the library by another name": ((FIRST, f"{RIGHT}\nsoftmax = torch.softmax\nassert False"), "forbidden"),
     "a definition that fails": ((FIRST, f"@1\n{RIGHT}"), "forbidden"),
+    "the first try under a second name": ((FIRST, "helper = softmax", f"{CALLS}\nassert False"), "crashed"),
     "a doubt besides": ((FIRST, "exec('def softmax(s, axis=-1): return s')", f"{RIGHT}\nassert False"), "passed"),
 }
 
@@ -143,6 +144,12 @@ BROKEN_OFF = {
 @pytest.mark.parametrize(("cells", "outcome"), BROKEN_OFF.values(), ids=BROKEN_OFF)
 def test_of_two_definitions_the_one_that_holds_counts_also_where_its_cell_breaks_off(cells, outcome):
     assert hand_in(*cells).outcome == outcome
+
+
+def test_the_cell_in_doubt_is_counted_as_the_student_counts_it():
+    result = hand_in("x = 1\ny = 2", FIRST, "helper = softmax", f"{CALLS}\nassert False")
+    assert result.score == 0
+    assert result.message.startswith("Code cell 2 of your notebook has what this exercise may not use")
 
 
 UNSEEN = {

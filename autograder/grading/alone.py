@@ -10,8 +10,7 @@ and what it is worth there it is worth.
 from __future__ import annotations
 
 import ast
-import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from autograder import course
@@ -38,12 +37,14 @@ class Surroundings:
     Args:
         code: the cells as the source check reads them.
         slug: the chapter. What it was released with, given cells and examples, is beyond doubt.
+        numbers: what the student's notebook counts each of these cells as; by default from 1.
     """
 
-    def __init__(self, code: Reach, slug: str) -> None:
+    def __init__(self, code: Reach, slug: str, numbers: Sequence[int] | None = None) -> None:
         exercises = course.sheet(slug).exercises
         examples = (cell.source for exercise in exercises for cell in exercise.cells if cell.kind == "example")
         self._code = code
+        self._numbers = numbers or range(1, len(code.cells) + 1)
         self._given = frozenset((*course.given_cells(slug).values(), *examples))
         self._exercises = frozenset(exercise.name for exercise in exercises)
 
@@ -76,30 +77,31 @@ class Surroundings:
     def without(self, exercise: Exercise) -> tuple[str, ...]:
         """The notebook without what the exercise may not use and does not lead to."""
         tainted = {id(statement) for _, statement, _ in self._tainted(exercise)}
-        return self._apart(tainted)
+        return tuple(source for _, source in self._apart(tainted))
 
-    def apart(self) -> tuple[str, ...]:
-        """The whole notebook, each statement by itself: of each definition it shows then whether it ran."""
+    def apart(self) -> tuple[tuple[int, str], ...]:
+        """The whole notebook, each statement by itself with the number of its cell: so it shows which of them ran."""
         return self._apart(set())
 
-    def _apart(self, left_out: Collection[int]) -> tuple[str, ...]:
+    def _apart(self, left_out: Collection[int]) -> tuple[tuple[int, str], ...]:
         """The notebook with each statement in a cell of its own, so that one that fails costs no other.
 
         Where they are more than a notebook may have cells, the cells stay together.
         """
-        cells: list[list[str]] = []
-        for cell in self._code.cells:
+        cells: list[tuple[int, list[str]]] = []
+        for number, cell in zip(self._numbers, self._code.cells, strict=True):
             if cell.source in self._given:
-                cells.append([cell.source])
+                cells.append((number, [cell.source]))
             else:
-                cells.append([ast.unparse(one.node) for one in cell.statements if id(one) not in left_out])
-        if sum(map(len, cells)) > MAX_CELLS:
-            return tuple(map("\n".join, cells))
-        return tuple(itertools.chain.from_iterable(cells))
+                kept = (one for one in cell.statements if id(one) not in left_out)
+                cells.append((number, [ast.unparse(one.node) for one in kept]))
+        if sum(len(statements) for _, statements in cells) > MAX_CELLS:
+            return tuple((number, "\n".join(statements)) for number, statements in cells)
+        return tuple((number, statement) for number, statements in cells for statement in statements)
 
     @property
     def _own(self) -> Iterator[tuple[int, Cell]]:
-        numbered = enumerate(self._code.cells, start=1)
+        numbered = zip(self._numbers, self._code.cells, strict=True)
         return ((number, cell) for number, cell in numbered if cell.source not in self._given)
 
     def _tainted(self, exercise: Exercise) -> Iterator[tuple[int, Statement, list[Finding]]]:

@@ -113,19 +113,27 @@ def _judged(
     if known and any(map(disturbs, graded)):  # judged together, the others would have felt it
         return _judged(cells, exercises, seeds, limits, {})
     around = Surroundings(code, exercises[0].slug)
-
-    def second_look(result: ExerciseResult, exercise: Exercise) -> ExerciseResult:
-        if result.outcome == "forbidden" and code.is_open and (apart := around.apart()) != tuple(cells):
-            # Perhaps a first try with the library, and the right answer in a cell that ends with an error: with each
-            # statement in a cell of its own it shows which of the two holds.
-            with Session(apart, limits) as session:
-                (result,) = judge_exercises(session, apart, [exercise], seeds)
-        return _beyond_doubt(result, exercise, around, seeds, limits)
-
     return [
-        result if exercise.id in known else second_look(result, exercise)
+        result if exercise.id in known else _second_look(result, exercise, code, around, seeds, limits)
         for exercise, result in zip(exercises, graded, strict=True)
     ]
+
+
+def _second_look(
+    result: ExerciseResult, exercise: Exercise, code: Reach, around: Surroundings, seeds: Seeds, limits: Limits | None
+) -> ExerciseResult:
+    """The result of an exercise as far as it owes nothing to the rest of the notebook, good or bad.
+
+    A first try may stand there with the library, and the right answer in a cell that ends with an error. With each
+    statement in a cell of its own it shows which of the two holds, and that one is judged.
+    """
+    if result.outcome == "forbidden" and code.is_open:
+        numbers, cells = zip(*around.apart(), strict=True)
+        with Session(cells, limits) as session:
+            code = read(cells, session.faults)
+            (result,) = judge_exercises(session, cells, [exercise], seeds, code=code)
+        around = Surroundings(code, exercise.slug, numbers)
+    return _beyond_doubt(result, exercise, around, seeds, limits)
 
 
 def _beyond_doubt(
