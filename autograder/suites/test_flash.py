@@ -702,21 +702,21 @@ def test_function_saves_five_tensors(student, rng):
 
 @hidden("FlashAttention", kind="cost", weight=4, hint="Neither pass may hold what grows with the square of the length.")
 def test_function_memory(student, rng):
-    """At 2,048 causal tokens neither pass holds anything near the 4.2 million weights."""
-    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    """At 2,560 causal tokens neither pass holds anything near the 6.6 million weights."""
+    inputs = draw(rng, q_seq=2560, head_dim=8, v_dim=8, dtype=torch.float32)
     function = applied(student)
     function.trace(*(x[:256] for x in inputs), True, 256, 256)  # what a first trace sets up is no cost
     forward = function.trace(*inputs, True, 256, 256)
     some_rows(rng, forward.result, inputs, causal=True)
     at_most(forward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the forward pass")
-    d_out, ctx = tensor(rng, 2048, 8), made(student)
+    d_out, ctx = tensor(rng, 2560, 8), made(student)
     _, tensors, others = forward_on(ctx, *inputs, True, 256, 256)
-    at_most(forward.outside_bytes, 12 * MIB, what="growth of the process's memory in the forward pass, in bytes")
+    at_most(forward.outside_bytes, 18 * MIB, what="growth of the process's memory in the forward pass, in bytes")
     require(plain(others), "ctx keeps more than plain numbers beside the saved tensors.")
     backward = backward_trace(ctx, tensors, others, d_out)
     some_gradients(rng, backward.result, *inputs, d_out, causal=True)
     at_most(backward.largest, 2.5 * 256 * 256, what="elements of the largest tensor of the backward pass")
-    at_most(backward.outside_bytes, 12 * MIB, what="growth of the process's memory in the backward pass, in bytes")
+    at_most(backward.outside_bytes, 18 * MIB, what="growth of the process's memory in the backward pass, in bytes")
 
 
 # hbm_accesses
