@@ -402,14 +402,14 @@ def test_blockwise_keeps_dtype_and_arguments(student, rng):
 
 @hidden("blockwise_attention", kind="cost", weight=6, hint="Loop over blocks of queries and over blocks of keys.")
 def test_blockwise_memory_is_one_tile(student, rng):
-    """At 2,048 causal tokens in tiles of 256 × 256 nothing near the 4.2 million scores is ever held."""
-    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    """At 2,560 causal tokens in tiles of 256 × 256 nothing near the 6.6 million scores is ever held."""
+    inputs = draw(rng, q_seq=2560, head_dim=8, v_dim=8, dtype=torch.float32)
     first = (x[:256] for x in inputs)
     student.trace("blockwise_attention", *first, 256, 256, True)  # what a first trace sets up is no cost
     trace = student.trace("blockwise_attention", *inputs, 256, 256, True)
     some_rows(rng, trace.result, inputs, causal=True)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
-    at_most(trace.outside_bytes, 12 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,560 tokens")
+    at_most(trace.outside_bytes, 18 * MIB, what="growth of the process's memory in bytes")
 
 
 @hidden("blockwise_attention", kind="cost", weight=3, hint="Which tiles hold not one pair that may be seen?")
@@ -1128,14 +1128,14 @@ def test_lazy_keeps_dtype_and_arguments(student, rng):
 
 @hidden("chunked_lazy_attention", kind="cost", weight=5, hint="Cut the queries into chunks as well as the keys.")
 def test_lazy_memory_is_one_chunk(student, rng):
-    """At 2,048 tokens in chunks of 256 nothing near the 4.2 million scores is ever held."""
-    inputs = draw(rng, q_seq=2048, head_dim=8, v_dim=8, dtype=torch.float32)
+    """At 2,560 tokens in chunks of 256 nothing near the 6.6 million scores is ever held."""
+    inputs = draw(rng, q_seq=2560, head_dim=8, v_dim=8, dtype=torch.float32)
     student.trace("chunked_lazy_attention", *(x[:256] for x in inputs), 256)  # what a first trace sets up is no cost
     trace = student.trace("chunked_lazy_attention", *inputs, 256)
     some_rows(rng, trace.result, inputs)
-    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,048 tokens")
+    at_most(trace.largest, 2.5 * 256 * 256, what="elements of the largest tensor at 2,560 tokens")
     some_rows(rng, student.chunked_lazy_attention(*(x[:300] for x in inputs), 64), [x[:300] for x in inputs])
-    at_most(trace.outside_bytes, 16 * MIB, what="growth of the process's memory in bytes")
+    at_most(trace.outside_bytes, 24 * MIB, what="growth of the process's memory in bytes")
 
 
 @hidden("chunked_lazy_attention", kind="cost", weight=2, hint="A chunk takes a few lines, however many rows it holds.")
