@@ -662,9 +662,12 @@ def test_a_forbidden_call_costs_its_exercise_and_is_named():
 
 
 def test_a_definition_that_never_ran_hides_no_forbidden_call():
-    honest = "1 / 0\n" + RIGHT["double"]
     library = doubled("return torch.from_numpy(x).mul(2).numpy()", before="import torch\n")
-    assert of(hand_in(honest, double=library), "double").outcome == "forbidden"
+    for own, outcome in (
+        (doubled("return x"), "failed"),
+        (RIGHT["double"], "passed"),
+    ):  # it is worth what it does itself
+        assert of(hand_in("1 / 0\n" + own, double=library), "double").outcome == outcome
 
 
 def test_the_library_may_be_imported_and_used_elsewhere():
