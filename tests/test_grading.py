@@ -663,10 +663,8 @@ def test_a_forbidden_call_costs_its_exercise_and_is_named():
 
 def test_a_definition_that_never_ran_hides_no_forbidden_call():
     library = doubled("return torch.from_numpy(x).mul(2).numpy()", before="import torch\n")
-    for own, outcome in (
-        (doubled("return x"), "failed"),
-        (RIGHT["double"], "passed"),
-    ):  # it is worth what it does itself
+    worth_by_itself = ((doubled("return x"), "failed"), (RIGHT["double"], "passed"))
+    for own, outcome in worth_by_itself:
         assert of(hand_in("1 / 0\n" + own, double=library), "double").outcome == outcome
 
 

@@ -144,7 +144,7 @@ def restore(notebook: NotebookNode | None, course: Released) -> NotebookNode:
         notebook: the student's; None stands for one that could not be read.
         course: the assignment as released.
     """
-    restored = _open(notebook) if notebook is not None else _empty()
+    restored = _changeable(notebook) if notebook is not None else _empty()
     seen: set[str] = set()
     for cell in reversed(restored.cells):  # of two cells with one id nbgrader keeps the last
         identity = _nbgrader(cell).get("grade_id")
@@ -161,7 +161,7 @@ def restore(notebook: NotebookNode | None, course: Released) -> NotebookNode:
     return restored
 
 
-def _open(notebook: NotebookNode) -> NotebookNode:
+def _changeable(notebook: NotebookNode) -> NotebookNode:
     """A copy of which cells, and the metadata of each and of the whole, may be changed; what lies deeper is shared."""
     cells = [_with(cell, metadata=_with(cell["metadata"])) for cell in notebook["cells"]]
     return _with(notebook, cells=cells, metadata=_with(notebook["metadata"]))
@@ -229,7 +229,7 @@ def annotate(notebook: NotebookNode, result: SubmissionResult) -> NotebookNode:
     if result.status != "graded":
         raise ValueError(f"{result.student}/{result.assignment} is not graded ({result.outcome})")
     exercises = {f"{exercise.id}-tests": exercise for exercise in result.exercises}
-    annotated = _open(notebook)
+    annotated = _changeable(notebook)
     for cell in annotated.cells:
         if cell.cell_type != "code":
             continue
